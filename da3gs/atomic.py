@@ -1,0 +1,57 @@
+"""Write files so that a final name never holds a partial file."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from da3gs.errors import InputError
+
+_WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike, *, directory: bool = False) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; on success rename it to `path`, on any error remove it.
+
+    The temporary name keeps the suffix (encoders and writers choose their format by it) and starts with a dot.
+
+    Args:
+        path: Final path. Its folder must exist. An existing file is replaced; an existing folder only if `directory`.
+        directory: Yield an (already created) folder instead of a file name.
+
+    Raises:
+        InputError: The folder of `path` does not exist or cannot be written, or `path` is of the other kind.
+    """
+    final = Path(path)
+    parent = final.parent
+    if not parent.is_dir():
+        raise InputError(f"cannot write {final}: folder {parent} does not exist; create it first")
+    if final.is_dir() and not directory:
+        raise InputError(f"cannot write {final}: it is a folder, a file name was expected")
+    if final.is_file() and directory:
+        raise InputError(f"cannot write {final}: it is a file, a folder name was expected")
+    try:
+        holder = Path(tempfile.mkdtemp(prefix=f".{final.stem}.", dir=parent))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {final}: {error.strerror or error}; choose a folder you may write to"
+        ) from error
+    temporary = holder / final.name
+    try:
+        if directory:
+            temporary.mkdir()
+        yield temporary
+        if directory and final.is_dir():
+            old = holder / "replaced"
+            os.rename(final, old)
+        os.replace(temporary, final)
+    except OSError as error:
+        if error.errno not in _WRITE_FAILURES:
+            raise
+        raise InputError(f"cannot write {final}: {error.strerror}; free space or choose another folder") from error
+    finally:
+        shutil.rmtree(holder, ignore_errors=True)
