@@ -65,8 +65,8 @@ def evaluate(sh: Float[Tensor, "*#batch K 3"], directions: Float[Tensor, "*#batc
 def rotate(sh: Float[Tensor, "*batch K 3"], rotation: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*batch K 3"]:
     """Coefficients of the function turned by R: evaluate(rotate(c, R), d) == evaluate(c, R^T d). Differentiable.
 
-    Each degree maps to itself, so for fixed directions d_i: Y_l(d_i) c' = Y_l(R^T d_i) c, solved exactly by the constant
-    pseudo-inverse of Y_l(d_i). No angles are involved, so nothing degenerates near the identity.
+    Each degree maps to itself, so for fixed directions d_i: Y_l(d_i) c' = Y_l(R^T d_i) c, solved exactly by the
+    constant pseudo-inverse of Y_l(d_i). No angles are involved, so nothing degenerates near the identity.
     """
     degree = degree_of(sh.shape[-2])
     parts = [sh[..., :1, :]]
