@@ -1,7 +1,6 @@
 """`da3gs convert`: a Gaussian file in another format, frame, SH degree, or with fewer Gaussians."""
 
 import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,9 +11,7 @@ from da3gs.cli.console import human_bytes, print_json, print_result
 from da3gs.errors import InputError
 
 if TYPE_CHECKING:
-    from da3gs.geometry.similarity import Similarity
-
-logger = logging.getLogger(__name__)
+    import da3gs.geometry.similarity
 
 TRANSFORM_SYNTAX = "scale,qw,qx,qy,qz,tx,ty,tz or a JSON file with a 4x4 matrix"
 
@@ -36,10 +33,10 @@ class ConvertCommand:
       da3gs convert scene.ply metric.ply --transform world_from_scene.json
     """
 
-    input: Positional[Path]
+    input: Annotated[Positional[Path], arg(metavar="INPUT")]
     """File of Gaussians to read (.ply)."""
 
-    output: Positional[Path]
+    output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
     """File to write (.ply); replaced if it exists."""
 
     transform: Annotated[str | None, arg(metavar="SIMILARITY")] = None
@@ -114,7 +111,7 @@ def header_to_keep(comments: tuple[str, ...], *, moved: bool) -> dict:
     }
 
 
-def parse_similarity(text: str) -> "Similarity":
+def parse_similarity(text: str) -> "da3gs.geometry.similarity.Similarity":
     """The similarity that --transform names; InputError if the text, the file or the matrix is no similarity."""
     from da3gs.geometry.rotations import matrix_from_quat
     from da3gs.geometry.similarity import Similarity
@@ -135,7 +132,7 @@ def parse_similarity(text: str) -> "Similarity":
     return Similarity(numbers[0], matrix_from_quat(quat), numbers[5:8])
 
 
-def _similarity_from_file(path: Path) -> "Similarity":
+def _similarity_from_file(path: Path) -> "da3gs.geometry.similarity.Similarity":
     import torch
 
     from da3gs.geometry.similarity import Similarity

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
 from da3gs.cli.console import human_bytes, print_json, print_result
 
@@ -25,7 +25,7 @@ class InfoCommand:
       da3gs info scene.ply --json
     """
 
-    file: Positional[Path]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """File of Gaussians (.ply)."""
 
     json: bool = False

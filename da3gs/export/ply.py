@@ -5,10 +5,10 @@ Columns, all float32, in the order of the reference implementation (graphdeco-in
     x y z  nx ny nz  f_dc_0..2  f_rest_0..3(K-1)-1  opacity  scale_0..2  rot_0..3
 
 ``opacity`` is the logit, ``scale`` the natural logarithm of the standard deviation, ``rot`` a unit quaternion wxyz, and
-``f_rest`` runs through all coefficients of red, then green, then blue. The normals are zero: nothing uses them, but some
-readers expect the reference row size (248 bytes at degree 3). Readers that know only degree 0 and 3 ignore the colour of
-degrees 1 and 2, hence the padding option. The format has no frame: the numbers are those of the Gaussians' own world
-frame, and a header comment names its axes.
+``f_rest`` runs through all coefficients of red, then green, then blue. The normals are zero: nothing uses them, but
+some readers expect the reference row size (248 bytes at degree 3). Readers that know only degrees 0 and 3 ignore the
+colour of degrees 1 and 2, hence the padding option. The format has no frame: the numbers are those of the Gaussians'
+own world frame, and a header comment names its axes.
 """
 
 import logging
@@ -138,7 +138,8 @@ def _header_bytes(count: int, columns: Sequence[str], comments: Sequence[str]) -
             raise InputError(f"a .ply comment must be one line of plain text; got {comment!r}")
     lines = ["ply", "format binary_little_endian 1.0", *(f"comment {c}" for c in comments), f"element vertex {count}"]
     lines += [f"property float {name}" for name in columns]
-    return ("\n".join([*lines, "end_header"]) + "\n").encode("utf-8", errors="replace")
+    # The format is ASCII, and readers such as plyfile fail on anything else, in comments too.
+    return ("\n".join([*lines, "end_header"]) + "\n").encode("ascii", errors="backslashreplace")
 
 
 def _file_rows(block: Gaussians, columns: Sequence[str], first: int, normals: bool) -> np.ndarray:
@@ -149,14 +150,13 @@ def _file_rows(block: Gaussians, columns: Sequence[str], first: int, normals: bo
     kept = min(sh.shape[1] - 1, rest // 3)
     rest_rows = rows[:, -8 - rest : -8].reshape(len(block), 3, rest // 3)  # a view: filling it fills the rows
     clamped = np.clip(opacities.astype(np.float64), MIN_OPACITY, 1 - MIN_OPACITY)
-    norms = np.linalg.norm(quats.astype(np.float64), axis=1, keepdims=True)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         rows[:, 0:3] = means
         rows[:, -11 - rest : -8 - rest] = sh[:, 0]
         rest_rows[:, :, :kept] = sh[:, 1 : 1 + kept].transpose(0, 2, 1)
         rows[:, -8] = np.log(clamped / (1 - clamped))
         rows[:, -7:-4] = np.log(scales.astype(np.float64))
-        rows[:, -4:] = quats / norms
+        rows[:, -4:] = _normalized(quats)
     finite = np.isfinite(rows)
     if not finite.all():
         row, column = np.argwhere(~finite)[0]

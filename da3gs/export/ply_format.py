@@ -1,8 +1,8 @@
 """The PLY container: header and rows of scalar properties, for files nobody vouches for.
 
-Source: Greg Turk, "The PLY Polygon File Format" (1994), plus what writers do today: CRLF headers, ``float32``-style type
-names, comments anywhere. `plyfile` is not used for reading because it believes the header: a count of four billion in a
-file of 1 KB must be refused before anything is allocated, and every fault must name the file.
+Source: Greg Turk, "The PLY Polygon File Format" (1994), plus what writers do today: CRLF headers, type names such as
+``float32``, comments anywhere. `plyfile` is not used for reading because it believes the header: a count of four
+billion in a file of 1 KB must be refused before anything is allocated, and every fault must name the file.
 """
 
 import os
@@ -77,7 +77,7 @@ class PlyElement:
 
 @dataclass(frozen=True)
 class PlyHeader:
-    """A parsed header; `encoding` is ascii, binary_little_endian or binary_big_endian; the body starts at `data_offset`."""
+    """A parsed header. `encoding` is a key of `BYTE_ORDERS`; the body starts at byte `data_offset`."""
 
     path: Path
     encoding: str
