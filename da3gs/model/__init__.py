@@ -1,0 +1,1 @@
+"""The network: presets, backbone, heads, checkpoints. Importing this package loads no torch."""

@@ -1,0 +1,249 @@
+"""Cameras from ray maps.
+
+A ray map holds, per cell, a direction d ~ R K^-1 p and an origin t. The homography H ~ R K^-1 between cell positions
+and directions gives R and K; the origins give the centre. Two solvers stand here:
+
+* `cameras_from_rays`: seeded, works for rays of any direction, exact for any principal point. The one to use.
+* `released_cameras_from_rays`: the released procedure with its numbers: torch's global generator, a factorisation that
+  is exact for a centred principal point only.
+
+Both solve the weighted direct linear transform through its 9x9 normal matrix in float64, so memory does not grow with
+the square of the number of cells.
+
+Letters: V views, h w cells, N = h w, K intrinsics.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from da3gs.errors import InputError
+from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.conventions import rigid_inverse
+from da3gs.geometry.rotations import nearest_rotation
+
+# --------------------------------------------------------------------------------------------- our solver
+
+HYPOTHESES = 256
+SAMPLE = 4  # cells per hypothesis: a homography has 8 degrees of freedom, a direction fixes 2
+SCORED_CELLS = 4096
+INLIER_DEG = 3.0
+REFITS = 6
+ORIGIN_DEVIATIONS = 3 * 1.4826  # three standard deviations, in units of the median absolute deviation
+
+
+def cameras_from_rays(
+    rays: Float[Tensor, "V h w 6"],
+    confidence: Float[Tensor, "V h w"],
+    *,
+    width: int,
+    height: int,
+    seed: int = 0,
+) -> Cameras:
+    """Fit one pinhole camera per view to its ray map, robustly and reproducibly. No gradients.
+
+    Per view: homographies from 4-cell samples (drawn by confidence) are scored by truncated angular error, the best
+    one is refitted to its inliers, H = R K^-1 is split by a QR decomposition (the RQ decomposition of H^-1 = K R^T),
+    the skew is dropped, and R is refitted to the inliers for that K. The centre is a confidence-weighted mean of the
+    origins within three deviations of their median.
+
+    Args:
+        rays: Direction (any length > 0) and origin per cell, world frame; cells tile the image.
+        confidence: Weights > 0.
+        width, height: Image size in pixels that K refers to.
+        seed: Of the sampling; the global generators are left alone.
+
+    Returns:
+        V cameras, float32, on the device of `rays`.
+
+    Raises:
+        InputError: Values that are not finite, or a map that no pinhole camera explains (directions on a line).
+    """
+    if not (torch.isfinite(rays).all() and torch.isfinite(confidence).all()):
+        raise InputError("the ray map or its confidence holds NaN or infinity; no camera can be fitted")
+    if (confidence < 0).any() or (confidence.flatten(1).amax(1) <= 0).any():
+        raise InputError("ray confidence must be >= 0 with some cell > 0 in every view")
+    rays, weight = rays.detach().double().flatten(1, 2), confidence.detach().double().flatten(1)
+    generator = torch.Generator().manual_seed(seed)
+    cells = _cell_positions(*confidence.shape[1:], rays.device)
+    solved = [_fit_view(cells, view, w, generator) for view, w in zip(rays, weight, strict=True)]
+    world_from_cam = torch.eye(4, dtype=torch.float64, device=rays.device).repeat(len(rays), 1, 1)
+    world_from_cam[:, :3, :3] = torch.stack([rotation for rotation, _ in solved])
+    world_from_cam[:, :3, 3] = torch.stack([_robust_mean(v[:, 3:], w) for v, w in zip(rays, weight, strict=True)])
+    K = _pixels_from_cells(width, height, rays.device) @ torch.stack([K for _, K in solved])
+    good = torch.isfinite(K).flatten(1).all(1) & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0)
+    if not good.all():
+        raise InputError(f"the ray map of view {int((~good).nonzero()[0])} is that of no pinhole camera")
+    return Cameras(rigid_inverse(world_from_cam).float(), K.float(), width, height)
+
+
+def _fit_view(cells: Tensor, rays: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """World-from-camera rotation and K (cell units) of one view."""
+    directions = F.normalize(rays[:, :3], dim=-1)
+    # 1. Hypotheses from small samples, scored on a regular subset of the cells.
+    draws = torch.multinomial(weight.float().cpu(), HYPOTHESES * SAMPLE, replacement=True, generator=generator)
+    picks = draws.view(HYPOTHESES, SAMPLE).to(cells.device)
+    hypotheses = _homography(cells[picks], directions[picks], torch.ones_like(weight[picks]))
+    subset = slice(None, None, max(1, len(cells) // SCORED_CELLS))
+    sine = _sine(hypotheses, cells[subset], directions[subset])
+    limit = torch.sin(torch.deg2rad(torch.tensor(INLIER_DEG, dtype=sine.dtype)))
+    cost = (weight[subset] * (sine / limit).square().clamp(max=1)).sum(-1)
+    homography = hypotheses[cost.argmin()]
+    # 2. Refit to the inliers; fall back to all cells if nothing agrees (untrained networks).
+    kept = weight
+    for _ in range(REFITS):
+        inlier = _sine(homography[None], cells, directions)[0] < limit
+        kept = weight * inlier if int(inlier.sum()) >= 8 else weight
+        homography = _homography(cells[None], directions[None], kept[None])[0]
+    # 3. H = R K^-1 with K^-1 upper triangular, positive diagonal; det H > 0 fixes the sign.
+    homography = homography * torch.sign(torch.linalg.det(homography))
+    _, upper = torch.linalg.qr(homography)
+    upper = upper * torch.sign(upper.diagonal())[:, None]
+    K = torch.linalg.inv(upper + torch.diag((upper.diagonal() == 0).to(upper)) * 1e-12)
+    K = K / K[2, 2]
+    K[0, 1] = 0
+    # 4. Best rotation for this K: directions = R unit(K^-1 p).
+    bearings = F.normalize(torch.linalg.solve(K, cells.T).T, dim=-1)
+    return nearest_rotation((kept[:, None] * directions).T @ bearings), K
+
+
+def _homography(cells: Tensor, directions: Tensor, weight: Tensor) -> Tensor:
+    """H [..., 3, 3] minimising sum w |d x (H p)|^2 with |H| = 1, from cells and unit directions [..., n, 3].
+
+    |d x y|^2 = y^T (1 - d d^T) y, so the normal matrix is the sum of w (1 - d d^T) kron (p p^T).
+    """
+    across = torch.eye(3, dtype=cells.dtype, device=cells.device) - directions[..., :, None] * directions[..., None, :]
+    outer = (cells[..., :, None] * cells[..., None, :]).flatten(-2)
+    normal = (weight[..., None] * across.flatten(-2)).transpose(-1, -2) @ outer
+    normal = normal.unflatten(-1, (3, 3)).unflatten(-3, (3, 3)).transpose(-3, -2)
+    _, vectors = torch.linalg.eigh(normal.reshape(*normal.shape[:-4], 9, 9))
+    return vectors[..., 0].unflatten(-1, (3, 3))
+
+
+def _sine(homographies: Tensor, cells: Tensor, directions: Tensor) -> Tensor:
+    """|sin| of the angle between H p and d, [hypotheses, cells]; 1 where they point to opposite sides.
+
+    The sign of H is the one that most cells agree with.
+    """
+    mapped = F.normalize(cells @ homographies.transpose(-1, -2), dim=-1)
+    cosine = (mapped * directions).sum(-1)
+    cosine = cosine * torch.where(cosine.mean(-1, keepdim=True) < 0, -1.0, 1.0)
+    return torch.where(cosine > 0, torch.linalg.cross(mapped, directions.expand_as(mapped)).norm(dim=-1), 1.0)
+
+
+def _robust_mean(points: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of the points near their weighted per-axis median."""
+    ordered, order = points.sort(0)
+    share = weight[order].cumsum(0) / weight.sum()
+    median = ordered.gather(0, (share < 0.5).sum(0, keepdim=True).clamp(max=len(points) - 1))[0]
+    distance = (points - median).norm(dim=-1)
+    spread = distance.median()
+    near = weight * (distance <= ORIGIN_DEVIATIONS * spread + 1e-9 * (1 + median.norm()))
+    return (near[:, None] * points).sum(0) / near.sum() if near.sum() > 0 else median
+
+
+def _cell_positions(rows: int, columns: int, device: torch.device) -> Float[Tensor, "N 3"]:
+    """Homogeneous cell centres for an image that spans [-1, 1] in both axes."""
+    x = (2 * torch.arange(columns, dtype=torch.float64, device=device) + 1) / columns - 1
+    y = (2 * torch.arange(rows, dtype=torch.float64, device=device) + 1) / rows - 1
+    grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], -1).flatten(0, 1)
+
+
+def _pixels_from_cells(width: int, height: int, device: torch.device) -> Float[Tensor, "3 3"]:
+    """Affine map from [-1, 1] coordinates to pixels."""
+    rows = [[width / 2, 0.0, width / 2], [0.0, height / 2, height / 2], [0.0, 0.0, 1.0]]
+    return torch.tensor(rows, dtype=torch.float64, device=device)
+
+
+# ------------------------------------------------------------------------------------ the released procedure
+
+RELEASED_DRAWS = 100
+RELEASED_SAMPLE = 8
+RELEASED_CANDIDATES = 0.3
+RELEASED_DISTANCE = 0.2
+RELEASED_REFIT_CELLS = 8000
+RELEASED_SMALLEST_Z = 1e-4
+
+
+def released_cameras_from_rays(
+    rays: Float[Tensor, "B V h w 6"], confidence: Float[Tensor, "B V h w"], *, width: int, height: int
+) -> tuple[Float[Tensor, "B V 4 4"], Float[Tensor, "B V 3 3"]]:
+    """World-from-camera transforms and pixel intrinsics by the released procedure. No gradients.
+
+    Draws its samples from torch's global generator, once for all views. Rotation and principal point are biased unless
+    the principal point is the image centre.
+    """
+    batch, views, rows, columns = confidence.shape
+    flat = rays.detach().reshape(batch * views, rows * columns, 6)
+    # 1. Directions as points on the plane z = 1; where that is impossible the weight becomes 0.
+    valid = flat[..., 2].abs() > RELEASED_SMALLEST_Z
+    plane = torch.where(
+        valid[..., None], flat[..., :3] / torch.where(valid, flat[..., 2], 1.0)[..., None], flat[..., :3]
+    )
+    weight = confidence.detach().reshape(batch * views, -1) * valid
+    cells = _cell_positions(rows, columns, rays.device)
+    # 2. One table of samples, indices into every view's most confident cells.
+    count = max(RELEASED_SAMPLE, int(RELEASED_CANDIDATES * rows * columns))
+    candidates = weight.argsort(dim=-1, descending=True)[:, :count]
+    table = torch.stack([torch.randperm(count)[:RELEASED_SAMPLE] for _ in range(RELEASED_DRAWS)]).to(rays.device)
+    solved = [
+        _released_fit(cells, p.double(), w.double(), c[table])
+        for p, w, c in zip(plane, weight, candidates, strict=True)
+    ]
+    # 3. Rotation and intrinsics per view, centre from the weighted mean of the origins.
+    rotation, lower = zip(*(_ql(homography) for homography in solved), strict=True)
+    rotation, lower = torch.stack(rotation), torch.stack(lower)
+    lower = lower / lower[:, 2:, 2:]
+    center = (weight.double()[..., None] * flat[..., 3:].double()).sum(1) / weight.double().sum(1)[:, None]
+    world_from_cam = torch.eye(4, dtype=torch.float64, device=rays.device).repeat(len(flat), 1, 1)
+    world_from_cam[:, :3, :3], world_from_cam[:, :3, 3] = rotation, center
+    K = torch.eye(3, dtype=torch.float64, device=rays.device).repeat(len(flat), 1, 1)
+    K[:, 0, 0], K[:, 1, 1] = 1 / lower[:, 0, 0], 1 / lower[:, 1, 1]
+    K[:, 0, 2], K[:, 1, 2] = lower[:, 2, 0], lower[:, 2, 1]
+    K = _pixels_from_cells(width, height, rays.device) @ K
+    return world_from_cam.float().unflatten(0, (batch, views)), K.float().unflatten(0, (batch, views))
+
+
+def _released_fit(cells: Tensor, plane: Tensor, weight: Tensor, picks: Tensor) -> Tensor:
+    """Homography of the best of the sampled hypotheses, refitted to its inliers."""
+    hypotheses = _plane_homography(cells[picks], plane[picks], weight[picks])
+    mapped = cells @ hypotheses.transpose(-1, -2)
+    distance = (mapped[..., :2] / mapped[..., 2:] - plane[:, :2]).norm(dim=-1)
+    inlier = distance < RELEASED_DISTANCE
+    best = inlier[(weight * inlier).sum(-1).argmax()].nonzero().squeeze(1)
+    if len(best) > RELEASED_REFIT_CELLS:
+        strongest = best[weight[best].argsort(descending=True)]
+        strongest = strongest[: max(int(0.95 * len(best)), RELEASED_REFIT_CELLS)]
+        best = strongest[torch.randperm(len(strongest))[:RELEASED_REFIT_CELLS].to(strongest.device)]
+    return _plane_homography(cells[best], plane[best], weight[best])
+
+
+def _plane_homography(cells: Tensor, plane: Tensor, weight: Tensor) -> Tensor:
+    """Direct linear transform (x, y, 1) -> (u, v): rows [-p, 0, u p], [0, -p, v p] times sqrt(weight); H[2,2] = 1."""
+    outer = (cells[..., :, None] * cells[..., None, :]).flatten(-2)
+    u, v = plane[..., 0], plane[..., 1]
+    factors = torch.stack([weight, weight * u, weight * v, weight * (u * u + v * v)], -2)
+    one, by_u, by_v, by_square = (factors @ outer).unflatten(-1, (3, 3)).unbind(-3)
+    zero = torch.zeros_like(one)
+    normal = torch.cat(
+        [
+            torch.cat([one, zero, -by_u], -1),
+            torch.cat([zero, one, -by_v], -1),
+            torch.cat([-by_u, -by_v, by_square], -1),
+        ],
+        -2,
+    )
+    _, vectors = torch.linalg.eigh(normal)
+    homography = vectors[..., 0].unflatten(-1, (3, 3))
+    return homography / homography[..., 2:, 2:]
+
+
+def _ql(homography: Tensor) -> tuple[Tensor, Tensor]:
+    """A = Q L with L lower triangular and a positive diagonal, A = +-H of positive determinant."""
+    signed = torch.where(torch.linalg.det(homography) < 0, -homography, homography)
+    orthogonal, upper = torch.linalg.qr(signed.flip(1))
+    orthogonal, lower = orthogonal.flip(1), upper.flip(0, 1)
+    sign = torch.sign(lower.diagonal())
+    return orthogonal * sign, lower * sign[:, None]
