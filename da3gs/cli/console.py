@@ -17,9 +17,9 @@ def set_up_logging(*, quiet: bool = False, debug: bool = False) -> None:
     `debug` lowers da3gs to DEBUG. rich itself honours NO_COLOR.
     """
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        if getattr(handler, "da3gs_handler", False):
-            root.removeHandler(handler)
+    for old in list(root.handlers):
+        if getattr(old, "da3gs_handler", False):
+            root.removeHandler(old)
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.logging import RichHandler
