@@ -278,7 +278,9 @@ def initialize(network: nn.Module) -> None:
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Backbone):
+    # A second pass: owners come before their parts in modules().
+    for module in network.modules():
+        if isinstance(module, Backbone):
             for token in (module.class_token, module.position_embedding, module.camera_token):
                 if token is not None:
                     nn.init.trunc_normal_(token, std=0.02)
