@@ -1,0 +1,366 @@
+"""`Lanes`: a SIMD vector of float32 as a numba type, so that kernels are written once and never depend on the optimiser
+finding the vectors by itself.
+
+A `Lanes` holds WIDTH float32 values, a `Mask` WIDTH booleans. Arithmetic and comparisons work between Lanes and with
+float32 scalars; Masks combine with ``&  |  ~``. Everything else is a function of this module. WIDTH is the widest
+register of this CPU: 16 with AVX-512, 8 with AVX, 4 elsewhere (SSE, NEON).
+
+Arrays are flat and C-contiguous; offsets count elements and are not checked.
+"""
+
+import operator
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
+from numba.extending import intrinsic, models, register_model
+
+from da3gs.rendering.cpu.compiling import device
+
+f32 = np.float32
+
+
+def width_of_cpu() -> int:
+    """Number of float32 in the widest vector register of this machine."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx") else 4
+
+
+WIDTH = width_of_cpu()
+
+_FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
+_FLOATS, _INTS, _BITS = (ir.VectorType(element, WIDTH) for element in (_FLOAT, _INT, _BIT))
+
+
+class LanesType(types.Type):
+    def __init__(self):
+        super().__init__(name=f"lanes{WIDTH}")
+
+
+class MaskType(types.Type):
+    def __init__(self):
+        super().__init__(name=f"mask{WIDTH}")
+
+
+LANES, MASK = LanesType(), MaskType()
+
+
+@register_model(LanesType)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, _FLOATS)
+
+
+@register_model(MaskType)
+class _MaskModel(models.PrimitiveModel):
+    def __init__(self, manager, numba_type):
+        super().__init__(manager, numba_type, _BITS)
+
+
+# ---------------------------------------------------------------- operators
+
+
+def _splat(builder, scalar):
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, _INT(0))
+    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
+
+
+def _as_lanes(builder, numba_type, value):
+    return _splat(builder, value) if numba_type == types.float32 else value
+
+
+def _register_binary(function, result, emit):
+    class Template(ConcreteTemplate):
+        cases = [  # noqa: RUF012 (numba reads a plain list)
+            signature(result, LANES, LANES),
+            signature(result, LANES, types.float32),
+            signature(result, types.float32, LANES),
+        ]
+
+    infer_global(function)(Template)
+
+    def lower(context, builder, sig, args):
+        left, right = (_as_lanes(builder, kind, value) for kind, value in zip(sig.args, args, strict=True))
+        return emit(builder, left, right)
+
+    for case in Template.cases:
+        lower_builtin(function, *case.args)(lower)
+
+
+def _register_on_masks(function, arity, emit):
+    class Template(ConcreteTemplate):
+        cases = [signature(MASK, *([MASK] * arity))]  # noqa: RUF012
+
+    infer_global(function)(Template)
+    lower_builtin(function, *([MASK] * arity))(lambda context, builder, sig, args: emit(builder, *args))
+
+
+for _plain, _in_place, _name in (
+    (operator.add, operator.iadd, "fadd"),
+    (operator.sub, operator.isub, "fsub"),
+    (operator.mul, operator.imul, "fmul"),
+):
+    for _function in (_plain, _in_place):
+        _register_binary(_function, LANES, lambda b, x, y, name=_name: getattr(b, name)(x, y))
+_register_binary(operator.truediv, LANES, lambda b, x, y: b.fdiv(x, y))
+_register_binary(operator.lt, MASK, lambda b, x, y: b.fcmp_ordered("<", x, y))
+_register_binary(operator.le, MASK, lambda b, x, y: b.fcmp_ordered("<=", x, y))
+_register_binary(operator.gt, MASK, lambda b, x, y: b.fcmp_ordered(">", x, y))
+_register_binary(operator.ge, MASK, lambda b, x, y: b.fcmp_ordered(">=", x, y))
+_register_on_masks(operator.and_, 2, lambda b, x, y: b.and_(x, y))
+_register_on_masks(operator.or_, 2, lambda b, x, y: b.or_(x, y))
+_register_on_masks(operator.invert, 1, lambda b, x: b.not_(x))
+
+
+@infer_global(operator.neg)
+class _Negate(ConcreteTemplate):
+    cases = [signature(LANES, LANES)]  # noqa: RUF012
+
+
+lower_builtin(operator.neg, LANES)(lambda context, builder, sig, args: builder.fneg(args[0]))
+
+
+# ---------------------------------------------------------------- memory
+
+
+def _address(context, builder, array_type, array, offset):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [offset])
+
+
+@intrinsic
+def load(typing_context, array, offset):
+    """Lanes array[offset : offset + WIDTH]."""
+
+    def emit(context, builder, sig, args):
+        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args), _FLOATS.as_pointer())
+        return builder.load(pointer, align=4)
+
+    return LANES(array, types.intp), emit
+
+
+@intrinsic
+def store(typing_context, array, offset, values):
+    """array[offset : offset + WIDTH] = values."""
+
+    def emit(context, builder, sig, args):
+        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args[:2]), _FLOATS.as_pointer())
+        builder.store(args[2], pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, LANES), emit
+
+
+@intrinsic
+def load_scalar(typing_context, array, offset):
+    """array[offset] without the check for negative offsets."""
+
+    def emit(context, builder, sig, args):
+        return builder.load(_address(context, builder, sig.args[0], *args))
+
+    return array.dtype(array, types.intp), emit
+
+
+@intrinsic
+def gather(typing_context, array, first, stride, count):
+    """Lanes array[first + lane * stride]; lanes from `count` (>= 1) on repeat the last one before it."""
+
+    def emit(context, builder, sig, args):
+        array_value, first_value, stride_value, count_value = args
+        last = builder.sub(count_value, count_value.type(1))
+        values = ir.Constant(_FLOATS, ir.Undefined)
+        for lane in range(WIDTH):
+            number = count_value.type(lane)
+            number = builder.select(builder.icmp_signed("<", number, last), number, last)
+            offset = builder.add(first_value, builder.mul(number, stride_value))
+            element = builder.load(_address(context, builder, sig.args[0], array_value, offset))
+            values = builder.insert_element(values, element, _INT(lane))
+        return values
+
+    return LANES(array, types.intp, types.intp, types.intp), emit
+
+
+@intrinsic
+def scatter(typing_context, array, first, stride, values, mask):
+    """array[first + lane * stride] = values where the mask is set, converted to the type of the array."""
+
+    def emit(context, builder, sig, args):
+        array_value, first_value, stride_value, values_value, mask_value = args
+        for lane in range(WIDTH):
+            with builder.if_then(builder.extract_element(mask_value, _INT(lane))):
+                offset = builder.add(first_value, builder.mul(first_value.type(lane), stride_value))
+                element = builder.extract_element(values_value, _INT(lane))
+                pointer = _address(context, builder, sig.args[0], array_value, offset)
+                builder.store(context.cast(builder, element, types.float32, sig.args[0].dtype), pointer)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, LANES, MASK), emit
+
+
+# ---------------------------------------------------------------- functions of lanes
+
+
+def _call(builder, name, result, *args):
+    function = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(result, [argument.type for argument in args]), name
+    )
+    return builder.call(function, args)
+
+
+def _unary(name):
+    def declare(typing_context, values):
+        def emit(context, builder, sig, args):
+            return _call(builder, f"llvm.{name}.v{WIDTH}f32", _FLOATS, args[0])
+
+        return LANES(LANES), emit
+
+    declare.__name__ = name
+    return intrinsic(declare)
+
+
+sqrt = _unary("sqrt")
+floor = _unary("floor")
+ceil = _unary("ceil")
+nearest = _unary("rint")
+absolute = _unary("fabs")
+
+
+@intrinsic
+def splat(typing_context, scalar):
+    """The same float32 in every lane."""
+    return LANES(types.float32), lambda context, builder, sig, args: _splat(builder, args[0])
+
+
+@intrinsic
+def lane_pattern(typing_context, period):
+    """(lane % period, lane // period) as two Lanes; `period` is a literal: the pixel of a lane in its block."""
+    if not isinstance(period, types.IntegerLiteral):
+        return None
+    step = period.literal_value
+
+    def emit(context, builder, sig, args):
+        pair = [
+            ir.Constant(_FLOATS, [float(lane % step) for lane in range(WIDTH)]),
+            ir.Constant(_FLOATS, [float(lane // step) for lane in range(WIDTH)]),
+        ]
+        return context.make_tuple(builder, sig.return_type, pair)
+
+    return types.UniTuple(LANES, 2)(period), emit
+
+
+@intrinsic
+def first_lanes(typing_context, count):
+    """Mask of the lanes below `count`."""
+
+    def emit(context, builder, sig, args):
+        count_value = builder.trunc(args[0], _INT)
+        one = builder.insert_element(ir.Constant(_INTS, ir.Undefined), count_value, _INT(0))
+        counts = builder.shuffle_vector(one, ir.Constant(_INTS, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
+        return builder.icmp_signed("<", ir.Constant(_INTS, list(range(WIDTH))), counts)
+
+    return MASK(types.intp), emit
+
+
+@intrinsic
+def select(typing_context, mask, yes, no):
+    """`yes` where the mask is set, else `no`."""
+
+    def emit(context, builder, sig, args):
+        picked, other = (_as_lanes(builder, kind, value) for kind, value in zip(sig.args[1:], args[1:], strict=True))
+        return builder.select(args[0], picked, other)
+
+    return LANES(MASK, yes, no), emit
+
+
+@intrinsic
+def any_of(typing_context, mask):
+    """True if the mask is set in some lane."""
+
+    def emit(context, builder, sig, args):
+        return _call(builder, f"llvm.vector.reduce.or.v{WIDTH}i1", _BIT, args[0])
+
+    return types.boolean(MASK), emit
+
+
+@intrinsic
+def total(typing_context, values):
+    """Sum over the lanes."""
+
+    def emit(context, builder, sig, args):
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS]), f"llvm.vector.reduce.fadd.v{WIDTH}f32"
+        )
+        return builder.call(function, [_FLOAT(0.0), args[0]], fastmath=("reassoc", "nsz"))
+
+    return types.float32(LANES), emit
+
+
+@device
+def minimum(x, y):
+    return select(x < y, x, y)
+
+
+@device
+def maximum(x, y):
+    return select(x > y, x, y)
+
+
+@intrinsic
+def _scale_by_power_of_two(typing_context, values, exponents):
+    """values * 2**exponents for whole exponents that leave the result a normal number."""
+
+    def emit(context, builder, sig, args):
+        bits = builder.bitcast(args[0], _INTS)
+        whole = builder.fptosi(args[1], _INTS)
+        shifted = builder.shl(whole, ir.Constant(_INTS, [23] * WIDTH))
+        return builder.bitcast(builder.add(bits, shifted), _FLOATS)
+
+    return LANES(LANES, LANES), emit
+
+
+@device
+def exp2(x):
+    """2**x for x in [-100, 127], clamped below; relative error 2e-7 (minimax polynomial on [-1/2, 1/2])."""
+    x = maximum(x, f32(-100.0))
+    whole = nearest(x)
+    rest = x - whole
+    power = f32(9.675540961325169e-03) + rest * f32(1.3276460813358426e-03)
+    power = f32(5.550713464617729e-02) + rest * power
+    power = f32(2.4022120237350464e-01) + rest * power
+    power = f32(6.931469440460205e-01) + rest * power
+    power = f32(1.0000001192092896) + rest * power
+    return _scale_by_power_of_two(power, whole)
+
+
+@intrinsic
+def _split_float(typing_context, values):
+    """(exponent, mantissa in [1, 2)) of positive normal numbers."""
+
+    def emit(context, builder, sig, args):
+        bits = builder.bitcast(args[0], _INTS)
+        biased = builder.lshr(bits, ir.Constant(_INTS, [23] * WIDTH))
+        exponent = builder.sitofp(builder.sub(biased, ir.Constant(_INTS, [127] * WIDTH)), _FLOATS)
+        fraction = builder.and_(bits, ir.Constant(_INTS, [0x7FFFFF] * WIDTH))
+        mantissa = builder.bitcast(builder.or_(fraction, ir.Constant(_INTS, [127 << 23] * WIDTH)), _FLOATS)
+        return context.make_tuple(builder, sig.return_type, [exponent, mantissa])
+
+    return types.UniTuple(LANES, 2)(LANES), emit
+
+
+@device
+def log2(x):
+    """log2 of positive normal numbers; absolute error 1e-6. Series of atanh: ln m = 2 atanh((m - 1) / (m + 1))."""
+    exponent, mantissa = _split_float(x)
+    ratio = (mantissa - f32(1.0)) / (mantissa + f32(1.0))
+    square = ratio * ratio
+    series = f32(1.0 / 7.0) + square * f32(1.0 / 9.0)
+    series = f32(1.0 / 5.0) + square * series
+    series = f32(1.0 / 3.0) + square * series
+    series = f32(1.0) + square * series
+    return exponent + f32(2.0 / np.log(2.0)) * ratio * series
