@@ -14,6 +14,7 @@ _PUBLIC = {
     "Similarity": "da3gs.geometry.similarity",
     "Gaussians": "da3gs.gaussians",
     "Scene": "da3gs.gaussians",
+    "load_model": "da3gs.model.da3_model",
     "render": "da3gs.rendering.render",
     "RenderConfig": "da3gs.rendering.render",
     "load_gaussians": "da3gs.export.gaussian_files",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from da3gs.gaussians import Gaussians, Scene
     from da3gs.geometry.cameras import Cameras
     from da3gs.geometry.similarity import Similarity
+    from da3gs.model.da3_model import load_model
     from da3gs.rendering.render import RenderConfig, render
 
 
@@ -36,6 +38,7 @@ __all__ = [
     "Similarity",
     "__version__",
     "load_gaussians",
+    "load_model",
     "render",
     "save_gaussians",
 ]

@@ -146,11 +146,10 @@ def align_cameras(source: Cameras, target: Cameras, *, robust: bool = True, seed
     else:
         relative = _axes(target) @ _axes(source).transpose(1, 2)
         rotation = nearest_rotation(relative.sum(0))
-        moved = (source_centers - source_centers.mean(0)) @ rotation.T
-        spread = target_centers - target_centers.mean(0)
         scale, unobservable = 1.0, (SCALE,)
-        if rank == 1 and float((moved * spread).sum()) > 0:
-            scale, unobservable = float((moved * spread).sum() / moved.square().sum()), ()
+        if rank == 1:
+            # The ratio of extents does not suffer from the rotations' errors, as a projection on each other would.
+            scale, unobservable = _spread(target_centers) / _spread(source_centers), ()
         translation = target_centers.mean(0) - scale * (rotation @ source_centers.mean(0))
         solution, inliers = Similarity(scale, rotation, translation), torch.ones(len(source), dtype=torch.bool)
     residuals = (solution.apply(source_centers) - target_centers).norm(dim=1)
@@ -269,6 +268,10 @@ def ransac_scale_shift(
 
 def _axes(cameras: Cameras) -> Tensor:
     return cameras.world_from_cam[:, :3, :3].detach().double().cpu()
+
+
+def _spread(points: Tensor) -> float:
+    return float((points - points.mean(0)).square().sum().sqrt())
 
 
 def _extent_rank(points: Tensor, share: Tensor, collinear: float = _COLLINEAR) -> int:
