@@ -12,9 +12,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "da3gs"
 # A module may import modules of lower layers, of its own part, and (layer 3 and 5) of its own layer.
 LAYERS = [
     {"errors", "atomic", "geometry", "config"},
-    {"gaussians", "images"},
+    {"gaussians", "images", "image_files"},
     {"model", "rendering", "data", "metrics"},
-    {"losses", "export", "fusion", "pipeline", "refine", "viewer"},
+    {"losses", "export", "fusion", "pipeline", "refine", "viewer", "doctor"},
     {"evaluate"},
     {"train"},
     {"cli", "nerfstudio"},
