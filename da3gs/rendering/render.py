@@ -38,7 +38,7 @@ class RenderConfig:
     Attributes:
         backend: "gsplat" (CUDA), "cpu" (numba), or "auto": gsplat for tensors on a CUDA device, else cpu.
         background: Colour behind the Gaussians, RGB in [0, 1]; `render` takes pictures and functions too.
-        antialiased: Lower each opacity by what the pixel filter adds to the splat's area (Mip-Splatting, Yu et al. 2024).
+        antialiased: Dim each splat by what the pixel filter adds to its area (Mip-Splatting, Yu et al. 2024).
         depth: Render depth too; without it `RenderOutput.depth` is None.
         sh_degree: Use spherical harmonics up to this degree; None for all there are.
         near, far: Clipping planes as z-depth in scene units. None: 0.01 and 1e6 times the geometric mean of

@@ -169,8 +169,11 @@ def _whole(cam_from_world: Tensor, eye: Tensor, K: Tensor, plan: Plan, view: int
 
 def _set_workers() -> int:
     """As many numba threads as torch uses."""
-    workers = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+    threads = torch.get_num_threads()
+    workers = max(1, min(threads, numba.config.NUMBA_NUM_THREADS))
     numba.set_num_threads(workers)
+    if torch.get_num_threads() != threads:  # numba's first start resets OpenMP, which both may share
+        torch.set_num_threads(threads)
     return workers
 
 

@@ -20,6 +20,7 @@ from da3gs.rendering.cpu.lanes import (
     load,
     load_scalar,
     minimum,
+    prefetch,
     select,
     splat,
     store,
@@ -128,6 +129,7 @@ def compositor(channels: int):
                 while position < end and is_alive(state, planes):
                     pause = min(end, position + CHECK_EVERY)
                     for k in range(position, pause):
+                        prefetch(records, np.int64(members[min(k + 12, members.size - 1)]) * RECORD)
                         r = np.int64(members[k]) * RECORD
                         center_x = load_scalar(records, r + MEAN_X) - f32(left) - HALF
                         center_y = load_scalar(records, r + MEAN_Y) - f32(top) - HALF

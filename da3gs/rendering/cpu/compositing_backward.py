@@ -20,6 +20,7 @@ from da3gs.rendering.cpu.lanes import (
     load,
     load_scalar,
     minimum,
+    prefetch,
     select,
     splat,
     store,
@@ -106,6 +107,7 @@ def backward_compositor(channels: int):
                     image, transmittances, image_gradient, alpha_gradient,
                 )  # fmt: skip
                 for k in range(offsets[tile], stops[tile]):
+                    prefetch(records, np.int64(members[min(k + 12, members.size - 1)]) * RECORD)
                     r = np.int64(members[k]) * RECORD
                     center_x = load_scalar(records, r + MEAN_X) - f32(left) - HALF
                     center_y = load_scalar(records, r + MEAN_Y) - f32(top) - HALF

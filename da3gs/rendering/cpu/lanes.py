@@ -168,6 +168,20 @@ def load_scalar(typing_context, array, offset):
 
 
 @intrinsic
+def prefetch(typing_context, array, offset):
+    """Start to bring the cache line of array[offset] near, for reading."""
+
+    def emit(context, builder, sig, args):
+        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args), ir.IntType(8).as_pointer())
+        signature_ = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, signature_, "llvm.prefetch.p0")
+        builder.call(function, [pointer, _INT(0), _INT(3), _INT(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), emit
+
+
+@intrinsic
 def gather(typing_context, array, first, stride, count):
     """Lanes array[first + lane * stride]; lanes from `count` (>= 1) on repeat the last one before it."""
 
