@@ -6,7 +6,6 @@ so that a repeated clip has no doubled picture. Rotations are orthonormal by con
 Letters: V given cameras, F frames.
 """
 
-import logging
 import math
 
 import torch
@@ -16,8 +15,6 @@ from torch import Tensor
 from da3gs.errors import InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
-
-log = logging.getLogger(__name__)
 
 # Mean squared sine of the angles between optical axes below which they count as parallel (1.8 degrees; with a depth
 # hint 5.7, because a measured depth beats the crossing of almost parallel lines).
@@ -305,6 +302,17 @@ def scene_center_and_extent(gaussians: Gaussians) -> tuple[Float[Tensor, "3"], f
     center = means.median(0).values
     extent = float(torch.quantile((means - center).norm(dim=1), 0.75))
     return center, extent if extent > 0 else float(gaussians.scales.detach().max()) * 3
+
+
+def typical_depth(gaussians: Gaussians, cameras: Cameras) -> float | None:
+    """Median z-depth of the splats that the cameras see, a `depth_hint` for the paths above; None if they see none."""
+    means = gaussians.means.detach()[gaussians.opacities.detach() > 0.1]
+    means = means[:: max(1, len(means) // 20_000)].to("cpu", torch.float64)
+    cameras = cameras[:: max(1, len(cameras) // 16)].to("cpu", torch.float64)
+    uv, z = cameras.project(means)
+    size = torch.stack([cameras.width, cameras.height], -1)[:, None]
+    seen = z[(z > 0) & (uv >= 0).all(-1) & (uv < size).all(-1)]
+    return float(seen.median()) if len(seen) else None
 
 
 # ---------------------------------------------------------------- parts

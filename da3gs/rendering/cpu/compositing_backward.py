@@ -34,6 +34,8 @@ from da3gs.rendering.cpu.layout import (
     CHANNEL,
     EXTENT_X,
     EXTENT_Y,
+    FIRST_TILE_X,
+    FIRST_TILE_Y,
     MEAN_X,
     MEAN_Y,
     MIN_ALPHA,
@@ -51,6 +53,7 @@ from da3gs.rendering.cpu.layout import (
     SUM_Y,
     SUM_YY,
     TILE,
+    TILES_ACROSS,
 )
 
 ZERO, HALF, ONE = f32(0.0), f32(0.5), f32(1.0)
@@ -82,6 +85,15 @@ def start_tile(
             state[base + WIDTH] = behind
 
 
+@device
+def row_of(records, first_row, member, tile_x, tile_y):
+    """Number of the intersection of a Gaussian and a tile."""
+    r = np.int64(member) * RECORD
+    across = tile_x - np.int64(load_scalar(records, r + FIRST_TILE_X))
+    down = tile_y - np.int64(load_scalar(records, r + FIRST_TILE_Y))
+    return np.int64(first_row[member]) + down * np.int64(load_scalar(records, r + TILES_ACROSS)) + across
+
+
 @cache
 def backward_compositor(channels: int):
     """The kernel for 1 to 4 channels."""
@@ -91,7 +103,7 @@ def backward_compositor(channels: int):
 
     @kernel
     def composite_backward(
-        records, members, rows, offsets, stops, width, height, max_alpha, workers,
+        records, members, first_row, offsets, stops, width, height, max_alpha, workers,
         image, transmittances, image_gradient, alpha_gradient, gradient_sums,
     ):  # fmt: skip
         """Write gradient_sums [I, 6 + K] (see layout), one row per intersection."""
@@ -166,7 +178,7 @@ def backward_compositor(channels: int):
                             sum_tt += v_t * sheared
                             sum_ty += v_t * offset_y
                             sum_yy += v_y * offset_y
-                    g = np.int64(rows[k]) * sums
+                    g = row_of(records, first_row, members[k], tile % tiles_x, tile // tiles_x) * sums
                     gradient_sums[g + SUM] = total(sum_1)
                     gradient_sums[g + SUM_T] = total(sum_t)
                     gradient_sums[g + SUM_Y] = total(sum_y)
@@ -181,7 +193,7 @@ def backward_compositor(channels: int):
                     if channels > 3:
                         gradient_sums[g + SUM_CHANNEL + 3] = total(sum_c4)
                 for k in range(stops[tile], offsets[tile + 1]):  # behind the end of every pixel
-                    g = np.int64(rows[k]) * sums
+                    g = row_of(records, first_row, members[k], tile % tiles_x, tile // tiles_x) * sums
                     for column in range(sums):
                         gradient_sums[g + column] = ZERO
 

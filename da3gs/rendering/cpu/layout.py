@@ -31,6 +31,7 @@ BLOCKS = BLOCKS_X * (TILE // BLOCK_HEIGHT)
 RECORD = 16
 MEAN_X, MEAN_Y, QUADRATIC_X, SHEAR, QUADRATIC_Y, OPACITY, EXTENT_X, EXTENT_Y, CHANNEL = range(9)
 MAX_CHANNELS = 4
+FIRST_TILE_X, FIRST_TILE_Y, TILES_ACROSS = range(CHANNEL + MAX_CHANNELS, CHANNEL + MAX_CHANNELS + 3)  # of the tile box
 HALF_LOG2_E = f32(0.5 * np.log2(np.e))
 
 # ---------------------------------------------------------------- gradient sums of one intersection

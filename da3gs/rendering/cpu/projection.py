@@ -44,6 +44,8 @@ from da3gs.rendering.cpu.layout import (
     EYE_Y,
     EYE_Z,
     FAR,
+    FIRST_TILE_X,
+    FIRST_TILE_Y,
     FOCAL_X,
     FOCAL_Y,
     HALF_LOG2_E,
@@ -57,7 +59,9 @@ from da3gs.rendering.cpu.layout import (
     RECORD,
     SHEAR,
     TILE,
+    TILES_ACROSS,
 )
+from da3gs.rendering.cpu.listing import box_of, share
 
 BLUR = f32(BLUR_PX2)
 ZERO, HALF, ONE = f32(0.0), f32(0.5), f32(1.0)
@@ -87,20 +91,22 @@ def pixel_range(center, extent, size):
 @kernel
 def project(
     means, quats, scales, opacities, colors, sh_count, with_depth, antialiased, camera, width, height, workers,
-    records, depths, tile_boxes,
+    records, depths, tile_boxes, tile_counts,
 ):  # fmt: skip
-    """Write records [N, RECORD], z-depths [N] and tile boxes [N, 4] (first x, y, last x, y; culled: last < first).
+    """Write records [N, RECORD], z-depths [N] and tile boxes [N, 4] (first x, y, last x, y; culled: last x < first x).
 
+    Count the Gaussians of each tile in tile_counts [workers, tiles], which the caller zeroed.
     `colors` holds SH [N, sh_count, 3], or if sh_count is 0 plain channels [N, C].
     """
     count = opacities.size
     channels = colors.size // count if sh_count == 0 else 3
     color_stride = colors.size // count
-    groups = (count + WIDTH - 1) // WIDTH
+    tiles_x = (width + TILE - 1) // TILE
+    tiles = tiles_x * ((height + TILE - 1) // TILE)
     for worker in prange(workers):
         basis = np.empty(harmonics.MAX_COEFFICIENTS * WIDTH, np.float32)
-        for group in range(groups * worker // workers, groups * (worker + 1) // workers):
-            i = group * WIDTH
+        first, end = share(count, worker, workers)
+        for i in range(first, end, WIDTH):
             lanes = min(count - i, WIDTH)
             world_x, world_y, world_z = (
                 gather(means, 3 * i, 3, lanes),
@@ -148,10 +154,18 @@ def project(
                 continue
             scatter(depths, i, 1, z, seen)
             tile_size = f32(TILE)
-            scatter(tile_boxes, 4 * i, 4, floor(first_x / tile_size), seen)
-            scatter(tile_boxes, 4 * i + 1, 4, floor(first_y / tile_size), seen)
-            scatter(tile_boxes, 4 * i + 2, 4, floor(last_x / tile_size), seen)
-            scatter(tile_boxes, 4 * i + 3, 4, floor(last_y / tile_size), seen)
+            first_x, first_y = floor(first_x / tile_size), floor(first_y / tile_size)
+            last_x, last_y = floor(last_x / tile_size), floor(last_y / tile_size)
+            scatter(tile_boxes, 4 * i, 4, first_x, seen)
+            scatter(tile_boxes, 4 * i + 1, 4, first_y, seen)
+            scatter(tile_boxes, 4 * i + 2, 4, last_x, seen)
+            scatter(tile_boxes, 4 * i + 3, 4, last_y, seen)
+            for lane in range(lanes):
+                x0, y0, x1, y1 = box_of(tile_boxes, i + lane)
+                if x0 <= x1:
+                    for tile_y in range(y0, y1 + 1):
+                        for tile_x in range(x0, x1 + 1):
+                            tile_counts[worker * tiles + tile_y * tiles_x + tile_x] += 1
 
             r = RECORD * i
             scatter(records, r + MEAN_X, RECORD, center_x, seen)
@@ -162,6 +176,10 @@ def project(
             scatter(records, r + OPACITY, RECORD, opacity, seen)
             scatter(records, r + EXTENT_X, RECORD, extent_x, seen)
             scatter(records, r + EXTENT_Y, RECORD, extent_y, seen)
+
+            scatter(records, r + FIRST_TILE_X, RECORD, first_x, seen)
+            scatter(records, r + FIRST_TILE_Y, RECORD, first_y, seen)
+            scatter(records, r + TILES_ACROSS, RECORD, last_x - first_x + ONE, seen)
 
             # channels
             if sh_count > 1:

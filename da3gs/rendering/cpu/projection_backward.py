@@ -53,6 +53,7 @@ from da3gs.rendering.cpu.layout import (
     SUM_Y,
     SUM_YY,
 )
+from da3gs.rendering.cpu.listing import share
 
 BLUR = f32(BLUR_PX2)
 ZERO, HALF, ONE, TWO = f32(0.0), f32(0.5), f32(1.0), f32(2.0)
@@ -164,14 +165,13 @@ def project_backward(
     stride = colors.size // count
     channels = stride if sh_count == 0 else 3
     columns = SUM_CHANNEL + channels + (1 if with_depth else 0)
-    groups = (count + WIDTH - 1) // WIDTH
     for worker in prange(workers):
         basis = np.empty(harmonics.MAX_COEFFICIENTS * WIDTH, np.float32)
         weights = np.empty(harmonics.MAX_COEFFICIENTS * WIDTH, np.float32)
         sums = np.empty((TALL + 1) * WIDTH, np.float32)
         pose = np.zeros(POSE_AND_EYE * WIDTH, np.float32)
-        for group in range(groups * worker // workers, groups * (worker + 1) // workers):
-            i = group * WIDTH
+        first, end = share(count, worker, workers)
+        for i in range(first, end, WIDTH):
             lanes = min(count - i, WIDTH)
             if first_row[i] == first_row[i + lanes]:
                 continue
@@ -314,7 +314,7 @@ def project_backward(
             add_pose(pose, 12, live, -v_ray[0])
             add_pose(pose, 13, live, -v_ray[1])
             add_pose(pose, 14, live, -v_ray[2])
-            if group % FLUSH_EVERY == 0:
+            if i // WIDTH % FLUSH_EVERY == 0:
                 flush_pose(pose, pose_gradients, worker)
         flush_pose(pose, pose_gradients, worker)
 

@@ -1,7 +1,7 @@
 """The stages of one picture, in order. Everything this file calls is numba, everything that calls it is torch.
 
-    project ─► sort by depth ─► list per tile ─► composite            draw
-    composite backward ─► sum per Gaussian, projection backward       draw_backward
+    project ─► list per tile ─► sort each list by depth ─► composite            draw
+    composite backward ─► sum per Gaussian and projection backward              draw_backward
 
 A window is one camera and a range of its pixel rows; a picture is one window unless its lists would outgrow the memory.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from da3gs.rendering.cpu import sorting
+from da3gs.rendering.cpu import listing
 from da3gs.rendering.cpu.compositing import compositor
 from da3gs.rendering.cpu.compositing_backward import backward_compositor
 from da3gs.rendering.cpu.layout import CENTER_Y, RECORD, SUM_CHANNEL, TILE
@@ -79,15 +79,14 @@ class Window:
 class Drawing:
     """What the backward stages need of a drawn window. The arrays live in `buffers`.
 
-    records [N, RECORD]; first_row [N + 1] numbers the intersections by Gaussian; per tile, front to back, members
-    (Gaussian) and rows (its intersection) [I] from offsets [tiles + 1] to stops [tiles]; transmittances [H, W].
+    records [N, RECORD], tile_boxes [N, 4]; members [I] lists the Gaussians of each tile, front to back, from
+    offsets [tiles + 1] to stops [tiles]; transmittances [H, W].
     """
 
     buffers: Buffers
     records: np.ndarray
-    first_row: np.ndarray
+    tile_boxes: np.ndarray
     members: np.ndarray
-    rows: np.ndarray
     offsets: np.ndarray
     stops: np.ndarray
     transmittances: np.ndarray
@@ -102,31 +101,29 @@ def draw(
 
     # 1. project
     records = buffers.take("records", count * RECORD, np.float32)
+    tile_boxes = buffers.take("tile_boxes", count * 4, np.int16)
     depths = temporary.take("depths", count, np.float32)
-    tile_boxes = temporary.take("tile_boxes", count * 4, np.int16)
+    tile_counts = temporary.take("tile_counts", workers * window.tiles, np.int32)
+    tile_counts.fill(0)
     project(
         *splats.arguments(), style.with_depth, style.antialiased, window.camera, window.width, window.height, workers,
-        records, depths, tile_boxes,
+        records, depths, tile_boxes, tile_counts,
     )  # fmt: skip
-    visible, intersections = np.empty(workers, np.int64), np.empty(workers, np.int64)
-    sorting.count_visible(tile_boxes, count, workers, visible, intersections)
-    if intersections.sum() > limit and window.height > TILE:
+    intersections = int(tile_counts.sum(dtype=np.int64))
+    if intersections > limit and window.height > TILE:
         return None
 
-    # 2. order by depth
-    first_row = buffers.take("first_row", count + 1, np.int32)
-    order = _depth_order(tile_boxes, depths, count, workers, visible, intersections, first_row, temporary)
-
-    # 3. list per tile
-    members = buffers.take("members", int(intersections.sum()), np.int32)
-    rows = buffers.take("rows", members.size, np.int32)
+    # 2. list per tile
     offsets = buffers.take("offsets", window.tiles + 1, np.int32)
-    counts = temporary.take("tile_counts", workers * window.tiles, np.int32)
-    sorting.count_tiles(order, order.size, tile_boxes, window.tiles_x, window.tiles, workers, counts)
-    sorting.counts_to_starts(counts, window.tiles, workers, offsets)
-    sorting.fill_tiles(
-        order, order.size, tile_boxes, window.tiles_x, window.tiles, workers, counts, first_row, members, rows
+    entries = temporary.take("entries", intersections, np.int64)
+    listing.counts_to_starts(tile_counts, window.tiles, workers, offsets)
+    listing.fill_tiles(
+        tile_boxes, depths.view(np.int32), count, window.tiles_x, window.tiles, workers, tile_counts, entries
     )
+
+    # 3. sort each list by depth
+    members = buffers.take("members", intersections, np.int32)
+    listing.sort_tiles(entries, offsets, window.tiles, workers, members)
 
     # 4. composite
     stops = buffers.take("stops", window.tiles, np.int32)
@@ -136,26 +133,7 @@ def draw(
         records, members, offsets, window.width, window.height, style.max_alpha, workers,
         image, alphas, transmittances, stops,
     )  # fmt: skip
-    return Drawing(buffers, records, first_row, members, rows, offsets, stops, transmittances)
-
-
-def _depth_order(tile_boxes, depths, count, workers, visible, intersections, first_row, temporary: Buffers):
-    """Indices of the visible Gaussians, front to back; equal depths keep their order. Fills first_row."""
-    size = int(visible.sum())
-    keys, indices, other_keys, other_indices = (
-        temporary.take(name, size, np.int32) for name in ("keys", "indices", "other_keys", "other_indices")
-    )
-    # the bits of positive floats sort like the floats
-    bits = depths.view(np.int32)
-    sorting.compact(tile_boxes, bits, count, workers, visible, intersections, keys, indices, first_row)
-    counts = temporary.take("digit_counts", workers * sorting.DIGITS, np.int32)
-    starts = temporary.take("digit_starts", sorting.DIGITS + 1, np.int32)
-    for shift in range(0, 32, sorting.DIGIT_BITS):
-        sorting.count_digits(keys, size, shift, workers, counts)
-        sorting.counts_to_starts(counts, sorting.DIGITS, workers, starts)
-        sorting.move_by_digit(keys, indices, size, shift, workers, counts, other_keys, other_indices)
-        keys, other_keys, indices, other_indices = other_keys, keys, other_indices, indices
-    return indices
+    return Drawing(buffers, records, tile_boxes, members, offsets, stops, transmittances)
 
 
 @dataclass(frozen=True)
@@ -177,11 +155,13 @@ def draw_backward(
     image: np.ndarray, image_gradient: np.ndarray, alpha_gradient: np.ndarray, gradients: Gradients,
 ) -> np.ndarray:  # fmt: skip
     """Add one window's share to `gradients`; return that of the pose and camera centre [15]."""
-    # 4. composite
+    # 4. composite: one row of sums per intersection, numbered by Gaussian
+    first_row = temporary.take("first_row", splats.opacities.size + 1, np.int32)
+    listing.number_rows(drawing.tile_boxes, splats.opacities.size, first_row)
     channels = splats.color_channels + style.with_depth
-    gradient_sums = temporary.take("gradient_sums", drawing.rows.size * (SUM_CHANNEL + channels), np.float32)
+    gradient_sums = temporary.take("gradient_sums", drawing.members.size * (SUM_CHANNEL + channels), np.float32)
     backward_compositor(channels)(
-        drawing.records, drawing.members, drawing.rows, drawing.offsets, drawing.stops,
+        drawing.records, drawing.members, first_row, drawing.offsets, drawing.stops,
         window.width, window.height, style.max_alpha, workers,
         image, drawing.transmittances, image_gradient, alpha_gradient, gradient_sums,
     )  # fmt: skip
@@ -189,6 +169,6 @@ def draw_backward(
     pose = np.zeros(workers * POSE_AND_EYE)
     project_backward(
         *splats.arguments(), style.with_depth, style.antialiased, window.camera, workers,
-        drawing.records, drawing.first_row, gradient_sums, *gradients.arrays(), pose,
+        drawing.records, first_row, gradient_sums, *gradients.arrays(), pose,
     )  # fmt: skip
     return pose.reshape(workers, POSE_AND_EYE).sum(0)
