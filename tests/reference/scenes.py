@@ -99,7 +99,7 @@ def room_scene(
         rotation = np.stack([tangent, np.cross(normals, tangent), normals], -1)
         spread = np.exp(0.4 * rng.standard_normal((len(depth), 3))) * np.array([1.0, 1.0, 0.3])
         x, y, z = means.T
-        rgb = 0.5 + 0.5 * np.stack([np.sin(3 * x + 5 * y), np.sin(7 * y - 2 * z), np.cos(4 * z)], -1)
+        rgb = 0.5 + 0.45 * np.stack([np.sin(3 * x + 5 * y), np.sin(7 * y - 2 * z), np.cos(4 * z)], -1)
         parts.append((means, rotation, (0.7 * depth / focal)[:, None] * spread, rgb))
     means, rotations, scales, rgb = (
         torch.tensor(np.concatenate(column)).float() for column in zip(*parts, strict=True)
