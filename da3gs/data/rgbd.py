@@ -112,16 +112,23 @@ def read_rgbd(
     depths = torch.empty(len(data), height, width)
     for view in _tracked(len(data), progress):
         images[view] = tensor_from_uint8(_resize_colour(data.load_image(view), width, height))
-        depth = _depth_of_view(data, view)
+        depth = depth_of_view(data, view)
         depths[view] = torch.from_numpy(_resize_nearest(depth, width, height))
     if max_depth is not None:
         depths[depths > max_depth] = 0.0
     return RGBDFrames(images, depths, depths > 0, data.cameras.scaled(width=width, height=height), data.names)
 
 
-def _depth_of_view(data: PosedImages, view: int) -> np.ndarray:
-    """Depth on the pixels of the (undistorted) colour image."""
+def depth_of_view(data: PosedImages, view: int) -> Float32[np.ndarray, "H W"]:
+    """Depth of one view on the pixels of its (undistorted) colour image: world units, 0 where unknown.
+
+    Raises:
+        InputError: The view has no depth file, or the file is gone.
+        FormatError: Damaged, or of another aspect ratio than the image.
+    """
     photo = data.photos[view]
+    if photo.depth_path is None:
+        raise InputError(f"{photo.name} has no depth file")
     depth = read_depth(photo.depth_path, data.depth_unit_scale_factor)
     width, height = int(data.cameras.width[view]), int(data.cameras.height[view])
     if abs(depth.shape[1] / width / (depth.shape[0] / height) - 1) > _ASPECT_TOLERANCE:
