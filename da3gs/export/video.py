@@ -6,6 +6,7 @@ Frames go to the encoder one by one as they are rendered; no clip is ever held i
 import logging
 import math
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -216,15 +217,26 @@ def write_stills(
     total: int | None = None,
     progress: bool = False,
 ) -> int:
-    """Write frames as PNG files ``0000.png``, ``0001.png`` .. (or by `names`) in a folder that is replaced whole.
+    """Write frames as PNG files ``0000.png``, ``0001.png`` .. (or by `names`) in a new folder, whole or not at all.
 
-    Returns the number of frames; InputError when there are none or the folder cannot be written.
+    An existing folder is replaced only if it is empty or holds numbered frames of an earlier call and nothing else.
+
+    Returns:
+        Number of frames.
+
+    Raises:
+        InputError: No frames, a folder with other things in it, or one that cannot be written.
     """
     from PIL import Image
 
+    folder = Path(folder)
+    if folder.is_dir():
+        foreign = [item.name for item in folder.iterdir() if not re.fullmatch(r"\d{4,}\.png", item.name)]
+        if foreign:
+            raise InputError(f"folder {folder} holds other files ({foreign[0]}); choose a new folder for the frames")
     count = 0
     with atomic_path(folder, directory=True) as temporary:
-        for index, frame in enumerate(_tracked(frames, total, progress, f"Writing {Path(folder).name}")):
+        for index, frame in enumerate(_tracked(frames, total, progress, f"Writing {folder.name}")):
             name = f"{index:04d}" if names is None else Path(names[index]).with_suffix("").as_posix().replace("/", "_")
             Image.fromarray(frame).save(temporary / f"{name}.png")
             count += 1
@@ -362,4 +374,6 @@ def _tracked(frames: Iterable[Picture], total: int | None, progress: bool, descr
     from rich.console import Console
     from rich.progress import track
 
-    return track(frames, description, total=total, disable=not progress, transient=True, console=Console(stderr=True))
+    console = Console(stderr=True)
+    disable = not (progress and console.is_terminal)
+    return track(frames, description, total=total, disable=disable, transient=True, console=console)

@@ -134,7 +134,7 @@ def orbit(
     limit = math.radians(_MAX_ELEVATION_DEG)
     elevation = float(elevation.clamp(-limit, limit))
 
-    ahead, side = _horizontal_axes(offsets[0], _rotations(cameras)[0], up)
+    ahead, side = _horizontal_axes(up, offsets[0], *_rotations(cameras)[0, [1, 0]])
     azimuths = torch.atan2(offsets @ side, offsets @ ahead)
     covered, middle = _covered_arc(azimuths)
     if sweep_deg is None:
@@ -145,8 +145,7 @@ def orbit(
         raise InputError(f"sweep_deg must lie in (0, 360]; got {sweep_deg:g}")
     phase = torch.arange(frames, dtype=torch.float64) / frames * (2 * math.pi)
     angle = phase if sweep_deg == 360 else middle + math.radians(sweep_deg) / 2 * phase.sin()
-    direction = math.cos(elevation) * (angle.cos()[:, None] * ahead + angle.sin()[:, None] * side)
-    eyes = point + distance * (direction + math.sin(elevation) * up)
+    eyes = point + distance * _directions(angle, elevation, ahead, side, up)
     return _with_lens(look_at(eyes, point, up), cameras)
 
 
@@ -252,11 +251,13 @@ def orbit_around_gaussians(
     fov_deg: float | int = 50.0,
     elevation_deg: float | int = 10.0,
     sweep_deg: float | int = 360.0,
+    up: Float[Tensor, "3"] | None = None,
 ) -> Cameras:
-    """A circle from the splats alone, for files that come without cameras. The world is taken as y down.
+    """A circle from the splats alone, for files that come without cameras.
 
     Centre: median of the means of splats that are not almost transparent. Distance: three quarters of them fit the
-    smaller field of view. It starts in front (on the -z side, looking along +z), as a camera of an OpenCV frame would.
+    smaller field of view. It starts in front (on the -z side, looking along +z), as a camera of an OpenCV frame would;
+    in a world with z up, on the -y side.
 
     Args:
         gaussians: At least one.
@@ -265,6 +266,7 @@ def orbit_around_gaussians(
         fov_deg: Field of view of the larger side.
         elevation_deg: Height of the camera above the centre as an angle.
         sweep_deg: 360, or less for a swing to and fro about the front.
+        up: World direction that is up; default -y (y down).
 
     Raises:
         InputError: No Gaussians, or values out of range.
@@ -280,14 +282,13 @@ def orbit_around_gaussians(
     focal = max(width, height) / 2 / math.tan(math.radians(fov_deg) / 2)
     half_fov = math.atan(min(width, height) / 2 / focal)
     distance = extent / math.sin(half_fov)
-    up = torch.tensor([0.0, -1.0, 0.0], dtype=torch.float64)
-    ahead = torch.tensor([0.0, 0.0, -1.0], dtype=torch.float64)
-    side = torch.linalg.cross(up, ahead)
+    up = torch.tensor([0.0, -1.0, 0.0]) if up is None else up
+    up = up.detach().to("cpu", torch.float64) / up.detach().double().norm().cpu()
+    ahead, side = _horizontal_axes(up, *-torch.eye(3, dtype=torch.float64)[[2, 1]])
     phase = torch.arange(frames, dtype=torch.float64) / frames * (2 * math.pi)
     angle = phase if sweep_deg == 360 else math.radians(sweep_deg) / 2 * phase.sin()
-    elevation = math.radians(elevation_deg)
-    direction = math.cos(elevation) * (angle.cos()[:, None] * ahead + angle.sin()[:, None] * side)
-    poses = look_at(center + distance * (direction + math.sin(elevation) * up), center, up)
+    eyes = center + distance * _directions(angle, math.radians(elevation_deg), ahead, side, up)
+    poses = look_at(eyes, center, up)
     K = torch.tensor([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]], dtype=torch.float64)
     return Cameras(poses.float(), K.float().expand(frames, 3, 3).clone(), width, height)
 
@@ -364,17 +365,23 @@ def _axis_focus(
     return center, axes, center + depth * axes[2]
 
 
-def _horizontal_axes(offset: Tensor, rotation: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit axes of the horizontal plane: towards the first camera, and a quarter turn about `up` from there.
+def _horizontal_axes(up: Tensor, *candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit axes of the horizontal plane: along the first candidate that is not parallel to `up`, and a quarter turn on.
 
-    A camera straight above the focus has no azimuth; its picture's down direction is then taken.
+    A camera straight above the focus has no azimuth; its picture's axes are the further candidates then.
     """
-    for candidate in (offset, rotation[1], rotation[2], rotation[0]):
+    for candidate in candidates:
         flat = candidate - (candidate @ up) * up
         if flat.norm() > 1e-6 * candidate.norm():
             ahead = flat / flat.norm()
             return ahead, torch.linalg.cross(up, ahead)
-    raise AssertionError("three orthogonal axes cannot all be parallel to up")
+    raise AssertionError("candidates that span space cannot all be parallel to up")
+
+
+def _directions(angle: Tensor, elevation: float, ahead: Tensor, side: Tensor, up: Tensor) -> Float[Tensor, "F 3"]:
+    """Unit vectors at the azimuths and the elevation, in radians."""
+    flat = angle.cos()[:, None] * ahead + angle.sin()[:, None] * side
+    return math.cos(elevation) * flat + math.sin(elevation) * up
 
 
 def _covered_arc(azimuths: Float[Tensor, " V"]) -> tuple[float, float]:

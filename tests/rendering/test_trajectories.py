@@ -342,6 +342,15 @@ def test_orbit_from_splats_frames_them(scale):
     assert offset[2] < 0 and offset[1] < 0 and path.cam_from_world[0, 1, 1] > 0.9
 
 
+@pytest.mark.parametrize("up", [(0.0, 0.0, 1.0), (0.0, 3.0, 0.0), (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)])
+def test_orbit_from_splats_keeps_the_given_axis_up(up):
+    path = orbit_around_gaussians(blob(), 12, up=torch.tensor(up))
+    assert_orthonormal(path)
+    axis = torch.tensor(up) / torch.tensor(up).norm()
+    assert (-path.cam_from_world[:, 1, :3] @ axis > 0.97).all() and (path.centers @ axis > 0).all()
+    assert (path.cam_from_world[:, 0, :3] @ axis).abs().max() < 1e-5
+
+
 def test_transparent_and_far_splats_do_not_move_the_camera():
     core = blob()
     haze = blob(200, 50.0, (300.0, 0, 0))
