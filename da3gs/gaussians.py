@@ -1,7 +1,9 @@
 """The records every stage shares: `Gaussians` and the `Scene` around them. No files, no rendering."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -215,6 +217,16 @@ class Scene:
     def __getitem__(self, mask) -> "Scene":
         """The scene with a subset of its Gaussians."""
         return replace(self, gaussians=self.gaussians[mask])
+
+    def save(self, folder: str | os.PathLike, **options) -> None:
+        """Write the scene to a folder; see `da3gs.export.scene_folder.save_scene` for files, options and errors."""
+        # Files belong to a higher layer, which this one must not import: it is found by name, on use.
+        import_module("da3gs.export.scene_folder").save_scene(self, folder, **options)
+
+    @staticmethod
+    def load(folder: str | os.PathLike) -> "Scene":
+        """Read a folder that `save` or ``da3gs reconstruct`` wrote."""
+        return import_module("da3gs.export.scene_folder").load_scene(folder)
 
 
 def _short(values: Tensor) -> str:

@@ -26,6 +26,9 @@ class Command:
 
 # Keys of two words ("evaluate nvs") make groups.
 COMMANDS: dict[str, Command] = {
+    "reconstruct": Command(
+        "da3gs.cli.reconstruct", "ReconstructCommand", "Photographs, a video or a data set to Gaussian splats."
+    ),
     "render": Command("da3gs.cli.render", "RenderCommand", "Render a Gaussian file to images or a video."),
     "convert": Command("da3gs.cli.convert", "ConvertCommand", "Convert a Gaussian file: format, frame, SH degree."),
     "info": Command("da3gs.cli.info", "InfoCommand", "Print what a Gaussian file holds."),

@@ -1,0 +1,56 @@
+"""The world frame of scenes whose cameras nobody gave: upright, centred, of unit size.
+
+Letters: V views, N points.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.similarity import Similarity
+from da3gs.rendering.trajectories import up_direction
+
+
+def canonical_frame(
+    cameras: Cameras, points: Float[Tensor, "N 3"], views: Int64[Tensor, " N"], *, keep_scale: bool = False
+) -> tuple[Similarity, dict]:
+    """scene_from_network: y down along the cameras' mean gravity, the first camera looking along +z as far as gravity
+    lets it, the median point at the origin, and the median distance from a camera to its points 1.
+
+    Args:
+        cameras: [V] posed.
+        points: World points, at least one.
+        views: The view each point was seen from.
+        keep_scale: Leave the unit alone (metres).
+
+    Returns:
+        The similarity, and what was estimated (plain numbers, in the frame before) for the report.
+    """
+    up = up_direction(cameras)
+    rotation = _upright(up, cameras.look_directions[0].detach().double().cpu())
+    # Half a million points are plenty for medians.
+    step = max(1, len(points) // 500_000)
+    points, views = points[::step].detach().double().cpu(), views[::step].cpu()
+    center = points.median(0).values
+    distance = float((points - cameras.centers.detach().double().cpu()[views]).norm(dim=1).median())
+    scale = 1.0 if keep_scale or distance <= 0 else 1.0 / distance
+    similarity = Similarity(scale, rotation, -scale * (rotation @ center))
+    facts = {
+        "up_before": up.tolist(),
+        "center_before": center.tolist(),
+        "median_camera_to_point_distance_before": distance,
+        "scale": scale,
+    }
+    return similarity, facts
+
+
+def _upright(up: Tensor, forward: Tensor) -> Tensor:
+    """Rotation with rows (right, down, ahead): `up` becomes -y, and `forward` lies in the y-z plane with z >= 0."""
+    down = -up / up.norm()
+    ahead = forward - (forward @ down) * down
+    if ahead.norm() < 1e-6:  # looking straight up or down: any heading will do
+        axis = torch.eye(3, dtype=torch.float64)[int(down.abs().argmin())]
+        ahead = axis - (axis @ down) * down
+    ahead = ahead / ahead.norm()
+    return torch.stack([torch.linalg.cross(down, ahead), down, ahead])

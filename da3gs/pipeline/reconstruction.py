@@ -1,0 +1,368 @@
+"""`reconstruct`: pictures to a Scene.
+
+    pictures, cameras?, depth? ─► memory plan ─► network ─► depth, cameras, one splat per pixel
+                                                   │  (or measured depth with given cameras: no network)
+    given poses: checked against a prediction without them, obeyed, doubts reported
+    no poses:    upright, centred, unit size
+                                                   ▼
+                          filters ─► budget ─► Scene with a report of all that was chosen, dropped and measured
+
+Letters: V views, H W pixels of the processed images, N Gaussians.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from da3gs.errors import InputError
+from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget
+from da3gs.gaussians import Gaussians, Scene
+from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.similarity import Similarity
+from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, Views
+from da3gs.model.da3_model import DA3Model, load_model
+from da3gs.model.gaussian_adapter import gaussians_from_raw
+from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.frame import canonical_frame
+from da3gs.pipeline.memory_plan import WhenTight, free_memory, plan_memory
+from da3gs.pipeline.pose_check import check_poses
+from da3gs.pipeline.report import Report, model_facts, pose_facts
+from da3gs.pipeline.sources import Source, depth_on, gather, thinned, views_without_network
+from da3gs.pipeline.stages import Stages
+from da3gs.rendering import RenderConfig
+
+DEFAULT_MODEL = "da3-tiny"
+AXES = "x right, y down, z forward (OpenCV)"
+# Peak of placing splats, filtering and rendering them, measured per pixel of the input on top of the network.
+_BYTES_PER_PIXEL = 1200
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """How to reconstruct.
+
+    Attributes:
+        size_px: Longest (or shortest, by `method`) side of the processed images; lowered when memory is short.
+        method: How images come to the network's patch grid; see `da3gs.images.prepare_views`.
+        depth: "network", or "given": the input's own depth maps (RGB-D). With given poses no network is needed then.
+        camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
+        reference_view: How the network picks its reference view.
+        check_poses: Compare given poses with a second prediction that does not know them, and name likely mistakes.
+        filters: What is dropped.
+        max_gaussians: Keep at most this many, by their contribution to the pictures; None keeps all.
+        max_views: Use at most this many views, evenly spread; None uses all.
+        when_memory_tight: "adapt" lowers resolution, then views; "refuse" stops with advice; "ignore" goes on.
+        device: "auto" takes CUDA when there is a GPU.
+        gs_head: Name or file of a Gaussian head for the model.
+        antialiased: Render (and mark files) in the antialiased mode.
+        seed: Of everything random.
+    """
+
+    size_px: int = DEFAULT_SIZE_PX
+    method: ResizeMethod = "upper_bound_resize"
+    depth: Literal["network", "given"] = "network"
+    camera_source: Literal["head", "rays"] = "head"
+    reference_view: str = "saddle_balanced"
+    check_poses: bool = True
+    filters: FilterConfig = field(default_factory=FilterConfig)
+    max_gaussians: int | None = None
+    max_views: int | None = None
+    when_memory_tight: WhenTight = "adapt"
+    device: str = "auto"
+    gs_head: str | None = None
+    antialiased: bool = True
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Surface:
+    """One splat per pixel before anything is dropped, in the given frame or the network's own."""
+
+    views: Views
+    depth: Float[Tensor, "V H W"]
+    cameras: Cameras
+    gaussians: Gaussians
+    unit: str
+    confidence: Float[Tensor, "V H W"] | None = None
+    sky: Float[Tensor, "V H W"] | None = None
+
+
+def reconstruct(
+    images: ImageLike | Sequence[ImageLike] | Source | Float[Tensor, "V 3 H W"],
+    cameras: Cameras | None = None,
+    model: str | Path | DA3Model = DEFAULT_MODEL,
+    config: ReconstructConfig | None = None,
+    *,
+    depth: Sequence[Tensor] | Float[Tensor, "V H W"] | None = None,
+    names: Sequence[str] | None = None,
+    stages: Stages | None = None,
+) -> Scene:
+    """Gaussians, cameras and depth of one static scene, in one frame and one unit. Writes no files.
+
+    Given poses are obeyed: the scene is in their frame and scale. Without poses it is upright (y down along the mean
+    gravity of the pictures), centred on the median point, and scaled so that the median distance from a camera to its
+    points is 1; a metric model's metres are kept. All of it stands in ``scene.report``.
+
+    Args:
+        images: A path (folder, pattern, video, COLMAP or nerfstudio data), or a sequence of paths, arrays, Pillow
+            images or tensors, or [V, 3, H, W] in [0, 1].
+        cameras: At the sizes of the images, OpenCV convention; poses optional. They replace those of the input.
+        model: Name or file for `load_model`, or a loaded model.
+        config: Defaults to ``ReconstructConfig()``.
+        depth: z-depth maps in the unit of the cameras, for ``config.depth == "given"``; 0 where unknown.
+        names: A label per view.
+        stages: Receives seconds and memory per stage, and shows progress.
+
+    Raises:
+        InputError: Unusable input; no depth although it was asked for; nothing left after filtering; too little memory.
+        WeightsError: The model cannot be loaded.
+    """
+    config = config or ReconstructConfig()
+    stages = stages or Stages()
+    report = Report(str(model) if isinstance(model, str | Path) else model.config.name)
+    # 1. Pictures, and cameras and depth where the input has them.
+    if isinstance(images, Source):
+        source = images if config.max_views is None else thinned(images, config.max_views)
+    else:
+        with stages("reading the input"):
+            source = gather(
+                images, cameras, depth, names, max_views=config.max_views, load_depth=config.depth == "given"
+            )
+    _check(source, config)
+    # 2. One splat per pixel.
+    if config.depth == "given" and source.posed:
+        surface = _measured(source, config, stages, report)
+    else:
+        surface = _predicted(source, model, config, stages, report)
+    # 3. Drop what hangs in the air.
+    with stages("filtering"):
+        keep, records = filter_pixels(
+            surface.gaussians,
+            surface.depth,
+            surface.cameras,
+            confidence=surface.confidence,
+            sky=surface.sky,
+            config=config.filters,
+        )
+        _check_left(records)
+        gaussians = surface.gaussians[keep].detach()
+    # 4. The frame, when nobody gave one.
+    moved = _frame(surface, gaussians, keep, source.posed, report)
+    confidence = surface.confidence
+    scene = Scene(
+        gaussians,
+        surface.cameras.detach(),
+        surface.depth.clamp(min=0),
+        (surface.depth > 0).to(surface.depth) if confidence is None else confidence,
+        surface.views.images,
+    ).transform(moved)
+    # 5. The budget.
+    if config.max_gaussians is not None:
+        with stages("keeping the budget"):
+            kept, record = keep_budget(
+                scene.gaussians,
+                scene.cameras,
+                config.max_gaussians,
+                RenderConfig(antialiased=config.antialiased, depth=False),
+            )
+        records.append(record)
+        scene = Scene(kept, scene.cameras, scene.depth, scene.confidence, scene.images)
+    scene.gaussians.validate()
+    report.content |= {
+        "input": source.facts or {"views": len(source)},
+        "views": list(surface.views.names),
+        "size": list(surface.views.size),
+        "gaussians": {"count": len(scene.gaussians), "sh_degree": scene.gaussians.sh_degree},
+        "filters": [record.to_dict() for record in records],
+        "antialiased": config.antialiased,
+        "stages": stages.to_list(),
+        "memory_measure": "peak resident set of the process during a stage, sampled every 20 ms; GPU: peak allocated",
+    }
+    scene.report.update(report.content)
+    return scene
+
+
+# ------------------------------------------------------------------------------------------------ surfaces
+
+
+def _measured(source: Source, config: ReconstructConfig, stages: Stages, report: Report) -> _Surface:
+    """Given depth seen by given cameras: splats by the geometric prior alone."""
+    with stages("placing Gaussians"):
+        views = views_without_network(source, config.size_px)
+        assert views.cameras is not None and source.depth is not None
+        depth = depth_on(views, source.depth)
+        if not (depth > 0).any():
+            raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
+        device = _device(config.device)
+        views, depth = views.to(device), depth.to(device)
+        splats = gaussians_from_raw(None, depth, views.cameras, images=views.images)
+    report.content["model"] = {
+        "name": None,
+        "licence": None,
+        "note": "measured depth and given cameras: no network ran",
+    }
+    report.content["poses"] = {"source": "given"}
+    return _Surface(views, depth, views.cameras, splats, "given")
+
+
+def _predicted(
+    source: Source, model: str | Path | DA3Model, config: ReconstructConfig, stages: Stages, report: Report
+) -> _Surface:
+    """The network's depth and cameras; with ``depth="given"`` its cameras alone, at the scale of the measurements."""
+    with stages("loading the model"):
+        loaded = model if isinstance(model, DA3Model) else load_model(
+            model, device=config.device, gs_head=config.gs_head
+        )  # fmt: skip
+    report.content["model"] = model_facts(loaded, model)
+    source, size_px = _fitted(source, loaded, config, report)
+    measured = config.depth == "given"
+    with stages("running the network"):
+        prediction = loaded.predict(
+            source.images,
+            source.cameras,
+            size_px=size_px,
+            method=config.method,
+            camera_source=config.camera_source,
+            reference_view=config.reference_view,
+            gaussians=not measured,
+            seed=config.seed,
+        )
+    if prediction.cameras is None:
+        raise InputError(
+            f"{loaded.config.name} looks at single views and predicts no cameras; give cameras, or use an any-view "
+            "model such as da3-base"
+        )
+    for note in prediction.notes:
+        report.warn(note, logged=True)
+    views = replace(prediction.views, names=source.names)
+    report.content["poses"] = pose_facts(
+        prediction,
+        posed=source.posed,
+        intrinsics=source.cameras is not None,
+        camera_source=config.camera_source,
+    )
+    if source.posed and config.check_poses and loaded.config.cameras is not None:
+        with stages("checking the poses"):
+            _check_given_poses(loaded, prediction, config, report)
+    if measured:
+        return _with_measured_depth(source, views, prediction, report)
+    return _Surface(
+        views,
+        prediction.depth,
+        prediction.cameras,
+        prediction.gaussians,
+        prediction.unit,
+        prediction.confidence,
+        prediction.sky,
+    )
+
+
+def _with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> _Surface:
+    """Predicted cameras moved to the scale of measured depth: the median ratio over all measured pixels."""
+    assert source.depth is not None
+    depth = depth_on(views, source.depth).to(prediction.depth)
+    known = (depth > 0) & (prediction.depth > 0)
+    if not known.any():
+        raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
+    scale = float((depth[known] / prediction.depth[known]).median())
+    cameras = prediction.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
+    report.chose("scale of the cameras", scale, "median ratio of measured to predicted depth")
+    splats = gaussians_from_raw(None, depth, cameras, images=views.images)
+    return _Surface(views, depth, cameras, splats, "given", prediction.confidence, prediction.sky)
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def _check(source: Source, config: ReconstructConfig) -> None:
+    if config.depth == "given" and source.depth is None:
+        raise InputError(
+            "depth='given' needs an input with depth maps (a transforms.json with depth_file_path, or the depth "
+            "argument); this one has none: use depth='network'"
+        )
+
+
+def _check_left(records: list[FilterRecord]) -> None:
+    if records[-1].after == 0:
+        worst = max(records, key=lambda record: record.before - record.after)
+        raise InputError(
+            f"no pixel is left after filtering; the {worst.name} filter alone dropped {worst.before - worst.after} of "
+            f"{records[0].before}: relax or switch it off"
+        )
+
+
+def _fitted(source: Source, model: DA3Model, config: ReconstructConfig, report: Report) -> tuple[Source, int]:
+    """Views and size that fit into the memory that is free."""
+    width, height = source.first_size()
+    aspect = min(width, height) / max(width, height)
+    longest = config.size_px if config.method.startswith("upper") else round(config.size_px / aspect)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
+    free = free_memory(model.device)
+    plan = plan_memory(
+        lambda v, h, w: model.estimate_memory(v, h, w) + v * h * w * _BYTES_PER_PIXEL,
+        views=len(source),
+        size_px=longest,
+        aspect=aspect,
+        # The estimate counts the weights, which are in memory by now.
+        free_bytes=None if free is None else free + weights,
+        when_tight=config.when_memory_tight,
+    )
+    report.content["memory"] = {"estimate_bytes": plan.estimate_bytes, "free_bytes": plan.free_bytes}
+    if plan.changed is None:
+        return source, config.size_px
+    report.chose("size_px and views", [plan.size_px, plan.views], plan.changed)
+    report.warn(plan.changed, logged=True)
+    size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
+    return thinned(source, plan.views), size_px
+
+
+def _check_given_poses(model: DA3Model, prediction: ScenePrediction, config: ReconstructConfig, report: Report) -> None:
+    images = prediction.views.images
+    witness = model.predict(
+        images,
+        None,
+        size_px=max(images.shape[-2:]),
+        camera_source=config.camera_source,
+        reference_view=config.reference_view,
+        gaussians=False,
+        seed=config.seed,
+    )
+    found = check_poses(witness.cameras, prediction.cameras)
+    report.content["poses"]["check_without_poses"] = found.to_dict()
+    for warning in found.warnings:
+        report.warn(warning)
+
+
+def _frame(surface: _Surface, gaussians: Gaussians, keep: Tensor, posed: bool, report: Report) -> Similarity:
+    """scene_from_surface, and its description for the report."""
+    if posed:
+        report.content["frame"] = {"source": "given cameras", "axes": AXES, "unit": surface.unit}
+        return Similarity.identity()
+    pixels = surface.depth.shape[1] * surface.depth.shape[2]
+    views = keep.nonzero()[:, 0] // pixels
+    metric = surface.unit != "arbitrary"
+    moved, facts = canonical_frame(surface.cameras, gaussians.means, views, keep_scale=metric)
+    unit = surface.unit if metric else "median camera-to-point distance"
+    report.content["frame"] = {
+        "source": "estimated",
+        "axes": f"{AXES}; y along the mean gravity of the pictures",
+        "unit": unit,
+        **facts,
+        "scene_from_network": moved.matrix.tolist(),
+    }
+    report.chose("up", facts["up_before"], "mean of the cameras' up directions")
+    report.chose("centre", facts["center_before"], "median of the Gaussians")
+    why = f"lengths are {surface.unit}" if metric else "the median distance from a camera to its points becomes 1"
+    report.chose("scale", facts["scale"], why)
+    return moved
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
