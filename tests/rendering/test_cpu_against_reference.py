@@ -130,7 +130,7 @@ def test_a_large_room_equals_the_plain_torch_tiles():
     difference = (results["image"] - expected["image"]).abs()
     assert difference.max() < 5e-3
     assert (difference < 1e-4).float().mean() > 0.999
-    assert_all_close(results, expected)
+    assert_all_close(results, expected, 1e-3)  # both are float32, and of 4 million pairs some flip at a threshold
 
 
 def test_the_tile_reference_equals_the_dense_reference():
