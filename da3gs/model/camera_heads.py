@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from da3gs.geometry.conventions import rigid_inverse
 from da3gs.geometry.rotations import matrix_from_quat, quat_from_matrix, wxyz_from_xyzw, xyzw_from_wxyz
 from da3gs.model.layers import Block, GeluMlp
+from da3gs.model.linear import Linear
 from da3gs.model.presets import CameraConfig
 
 ENCODING = 9
@@ -71,11 +72,11 @@ class CameraDecoder(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.first = nn.Linear(width, width)
-        self.second = nn.Linear(width, width)
-        self.translation = nn.Linear(width, 3)
-        self.quaternion = nn.Linear(width, 4)
-        self.fov = nn.Linear(width, 2)
+        self.first = Linear(width, width)
+        self.second = Linear(width, width)
+        self.translation = Linear(width, 3)
+        self.quaternion = Linear(width, 4)
+        self.fov = Linear(width, 2)
 
     def forward(self, token: Float[Tensor, "B V D"]) -> Float[Tensor, "B V 9"]:
         hidden = F.relu(self.second(F.relu(self.first(token.to(self.first.weight.dtype)))))

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from da3gs.model.backbone import BackboneOutput
 from da3gs.model.dpt import ChunkedOutput, FusionChain, Reassemble, add_uv_embedding, frame_chunks, upsample
+from da3gs.model.linear import Pointwise
 from da3gs.model.presets import HeadConfig
 
 HIDDEN = 32  # channels in front of every output convolution
@@ -56,7 +57,7 @@ class DepthRayHead(nn.Module):
         self.depth_chain = FusionChain(features)
         self.depth_neck = nn.Conv2d(features, half, 3, padding=1)
         self.depth_hidden = nn.Conv2d(half, HIDDEN, 3, padding=1)
-        self.depth_out = nn.Conv2d(HIDDEN, 2, 1)
+        self.depth_out = Pointwise(HIDDEN, 2)
         self.ray_chain = FusionChain(features)
         self.ray_neck = nn.Sequential(
             *(
@@ -66,7 +67,7 @@ class DepthRayHead(nn.Module):
         )
         self.ray_hidden = nn.Conv2d(half, HIDDEN, 3, padding=1)
         self.ray_norm = nn.LayerNorm(HIDDEN)
-        self.ray_out = nn.Conv2d(HIDDEN, 7, 1)
+        self.ray_out = Pointwise(HIDDEN, 7)
 
     def forward(self, tokens: BackboneOutput, image_size: tuple[int, int], *, rays: bool = True) -> DepthMaps:
         """Maps of all frames; the ray branch runs only if `rays`."""
@@ -108,9 +109,9 @@ class DepthSkyHead(nn.Module):
         self.depth_chain = FusionChain(features)
         self.depth_neck = nn.Conv2d(features, half, 3, padding=1)
         self.depth_hidden = nn.Conv2d(half, HIDDEN, 3, padding=1)
-        self.depth_out = nn.Conv2d(HIDDEN, 1, 1)
+        self.depth_out = Pointwise(HIDDEN, 1)
         self.sky_hidden = nn.Conv2d(half, HIDDEN, 3, padding=1)
-        self.sky_out = nn.Conv2d(HIDDEN, 1, 1)
+        self.sky_out = Pointwise(HIDDEN, 1)
 
     def forward(self, tokens: BackboneOutput, image_size: tuple[int, int]) -> DepthMaps:
         """Maps of all frames, sky not yet filled (see `fill_sky`)."""

@@ -16,12 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from da3gs.model.linear import Pointwise
+
 UV_GAIN = 0.1
 UV_BASE = 100.0
 
 
 def add_uv_embedding(maps: Float[Tensor, "n c h w"], aspect: float) -> Float[Tensor, "n c h w"]:
-    """Add a sinusoidal embedding of the position in the image plane, in place.
+    """Add a sinusoidal embedding of the position in the image plane, in place unless gradients are recorded.
 
     The plane is centred and its half diagonal is 1 for an image of width / height `aspect`. Channels are [sin xw, cos
     xw, sin yw, cos yw] with w_k = 100^(-k/K), k < K = c/4, times 0.1: the first half depends on the column only, the
@@ -30,8 +32,12 @@ def add_uv_embedding(maps: Float[Tensor, "n c h w"], aspect: float) -> Float[Ten
     channels, height, width = maps.shape[1:]
     diagonal = (aspect**2 + 1) ** 0.5
     half = channels // 2
-    maps[:, :half] += _axis_embedding(width, aspect / diagonal, half, maps)[:, None, :]
-    maps[:, half:] += _axis_embedding(height, 1 / diagonal, half, maps)[:, :, None]
+    by_column = _axis_embedding(width, aspect / diagonal, half, maps)[:, None, :]
+    by_row = _axis_embedding(height, 1 / diagonal, half, maps)[:, :, None]
+    if maps.requires_grad:
+        return maps + torch.cat([by_column.expand(-1, height, -1), by_row.expand(-1, -1, width)])
+    maps[:, :half] += by_column
+    maps[:, half:] += by_row
     return maps
 
 
@@ -57,7 +63,7 @@ class Reassemble(nn.Module):
         super().__init__()
         self.positions = positions
         c0, c1, _, c3 = channels
-        self.project = nn.ModuleList(nn.Conv2d(width, c, 1) for c in channels)
+        self.project = nn.ModuleList(Pointwise(width, c) for c in channels)
         self.resize = nn.ModuleList(
             [
                 nn.ConvTranspose2d(c0, c0, 4, stride=4),
@@ -99,7 +105,7 @@ class Fusion(nn.Module):
         super().__init__()
         self.lateral_unit = ResidualUnit(features) if lateral else None
         self.unit = ResidualUnit(features)
-        self.mix = nn.Conv2d(features, features, 1)
+        self.mix = Pointwise(features, features)
 
     def forward(
         self, top: Float[Tensor, "n f a b"], lateral: Float[Tensor, "n f a b"] | None, size: tuple[int, int]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from da3gs.model.backbone import BackboneOutput
 from da3gs.model.depth_heads import HIDDEN
 from da3gs.model.dpt import ChunkedOutput, FusionChain, Reassemble, add_uv_embedding, frame_chunks, upsample
+from da3gs.model.linear import Pointwise
 from da3gs.model.presets import GSHeadConfig
 
 
@@ -32,7 +33,7 @@ class GaussianHead(nn.Module):
             nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, half // 4), (half // 4, half // 2), (half // 2, half))
         )
         self.hidden = nn.Conv2d(half, HIDDEN, 3, padding=1)
-        self.out = nn.Conv2d(HIDDEN, config.raw_channels, 1)
+        self.out = Pointwise(HIDDEN, config.raw_channels)
 
     def forward(
         self, tokens: BackboneOutput, images: Float[Tensor, "n 3 H W"], start: int = 0, stop: int | None = None

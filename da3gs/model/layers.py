@@ -10,6 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from da3gs.model.linear import Linear
+
 ROPE_BASE = 100.0
 BLOCK_EPS = 1e-6  # LayerNorms of the backbone blocks; every other LayerNorm of the network has torch's 1e-5
 
@@ -56,7 +58,10 @@ class Rotation:
         """Rotate queries or keys; channel k of an axis' half is paired with channel k + D/2."""
         if self.step == 1:
             return self._rotated(values)
-        # Written in place: `values` is the fresh output of the projection (or its LayerNorm), used nowhere else.
+        # Written in place: `values` is the fresh output of the projection (or its LayerNorm), used nowhere else. Autograd
+        # forbids it for the projection, whose output three slices share.
+        if values.requires_grad and values._is_view():
+            values = values.clone()
         values[:, :, :: self.step] = self._rotated(values[:, :, :: self.step])
         return values
 
@@ -73,10 +78,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, qk_norm: bool = False):
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = Linear(width, 3 * width)
         self.query_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
         self.key_norm = nn.LayerNorm(width // heads) if qk_norm else nn.Identity()
-        self.out = nn.Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, tokens: Float[Tensor, "B N C"], rotation: Rotation | None = None) -> Float[Tensor, "B N C"]:
         batch, count, width = tokens.shape
@@ -94,11 +99,11 @@ class GeluMlp(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int | None = None):
         super().__init__()
-        self.expand = nn.Linear(width, hidden)
-        self.reduce = nn.Linear(hidden, out or width)
+        self.expand = Linear(width, hidden)
+        self.reduce = Linear(hidden, out or width)
 
     def forward(self, tokens: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch D"]:
-        return self.reduce(F.gelu(self.expand(tokens)))
+        return self.reduce(self.expand(tokens, gelu=True))
 
 
 class SwiGlu(nn.Module):
@@ -107,8 +112,8 @@ class SwiGlu(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         hidden = (int(4 * width * 2 / 3) + 7) // 8 * 8
-        self.gate_and_value = nn.Linear(width, 2 * hidden)
-        self.project = nn.Linear(hidden, width)
+        self.gate_and_value = Linear(width, 2 * hidden)
+        self.project = Linear(hidden, width)
 
     def forward(self, tokens: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
         gate, value = self.gate_and_value(tokens).chunk(2, dim=-1)
@@ -136,5 +141,8 @@ class Block(nn.Module):
         self.feed_forward_scale = nn.Parameter(torch.ones(width))
 
     def forward(self, tokens: Float[Tensor, "B N C"], rotation: Rotation | None = None) -> Float[Tensor, "B N C"]:
-        tokens = torch.addcmul(tokens, self.attention_scale, self.attention(self.attention_norm(tokens), rotation))
-        return torch.addcmul(tokens, self.feed_forward_scale, self.feed_forward(self.feed_forward_norm(tokens)))
+        # Under autocast the residual stream stays in float32.
+        mixed = self.attention(self.attention_norm(tokens), rotation).to(tokens.dtype)
+        tokens = torch.addcmul(tokens, self.attention_scale, mixed)
+        mapped = self.feed_forward(self.feed_forward_norm(tokens)).to(tokens.dtype)
+        return torch.addcmul(tokens, self.feed_forward_scale, mapped)

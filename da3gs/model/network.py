@@ -79,7 +79,7 @@ class Da3Network(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B V 3 H W"],
+        images: Tensor,
         cameras: list[Cameras] | None = None,
         *,
         gaussians: bool = False,
@@ -94,7 +94,7 @@ class Da3Network(nn.Module):
         Under an outer autocast only the backbone runs in mixed precision, as released.
 
         Args:
-            images: ImageNet-normalised; H and W multiples of 14.
+            images: [B, V, 3, H, W] ImageNet-normalised, floating point; H and W multiples of 14.
             cameras: One `Cameras` per scene at the image size, poses of all scenes or of none. Poses condition
                 the prediction; the cameras returned are still predicted ones. Intrinsics alone are ignored.
             gaussians: Also return Gaussians, through the model's Gaussian head if it has one.
@@ -215,7 +215,7 @@ class Da3Network(nn.Module):
         if bad:
             raise InputError(f"feature layers of {name} are 0 to {self.config.backbone.depth - 1}; got {bad}")
         if cameras is not None:
-            _check_cameras(cameras, images)
+            check_cameras(cameras, images)
 
     def estimate_memory(self, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> int:
         """Peak bytes of one prediction without gradients, weights included; see `memory.estimate_memory`."""
@@ -233,9 +233,7 @@ class NestedNetwork(nn.Module):
         self.any_view = Da3Network(replace(config, metric=None))
         self.metric = Da3Network(config.metric)
 
-    def forward(
-        self, images: Float[Tensor, "B V 3 H W"], cameras: list[Cameras] | None = None, **options
-    ) -> Prediction:
+    def forward(self, images: Tensor, cameras: list[Cameras] | None = None, **options) -> Prediction:
         """As `Da3Network.forward` (same options), with metric depth and poses.
 
         As released: one scale for the whole batch, and Gaussians stay in the any-view network's own scale.
@@ -314,7 +312,8 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def _check_cameras(cameras: list[Cameras], images: Tensor) -> None:
+def check_cameras(cameras: Sequence[Cameras] | Cameras, images: Tensor) -> None:
+    """InputError unless there is one `Cameras` per scene, of all views, at the image size, and all or none have poses."""
     batch, views, _, height, width = images.shape
     if isinstance(cameras, Cameras) or len(cameras) != batch:
         raise InputError(f"cameras must be a list of {batch} Cameras, one per scene; got {type(cameras).__name__}")

@@ -13,6 +13,8 @@ the square of the number of cells.
 Letters: V views, h w cells, N = h w, K intrinsics.
 """
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,10 +29,13 @@ from da3gs.geometry.rotations import nearest_rotation
 
 HYPOTHESES = 256
 SAMPLE = 4  # cells per hypothesis: a homography has 8 degrees of freedom, a direction fixes 2
-SCORED_CELLS = 4096
-INLIER_DEG = 3.0
-REFITS = 6
-ORIGIN_DEVIATIONS = 3 * 1.4826  # three standard deviations, in units of the median absolute deviation
+SCORED_CELLS = 1024
+INLIER_CHORD = 2 * math.sin(math.radians(3.0) / 2)  # distance of unit vectors three degrees apart
+REFITS = 4
+NEWTON_STEPS = 10
+CONVERGED = 1e-12
+AMBIGUOUS = 1e-13  # second eigenvalue of the normal matrix, relative to its trace
+DEVIATIONS = 3 * 1.4826  # three standard deviations, in units of the median absolute deviation
 
 
 def cameras_from_rays(
@@ -43,10 +48,10 @@ def cameras_from_rays(
 ) -> Cameras:
     """Fit one pinhole camera per view to its ray map, robustly and reproducibly. No gradients.
 
-    Per view: homographies from 4-cell samples (drawn by confidence) are scored by truncated angular error, the best
-    one is refitted to its inliers, H = R K^-1 is split by a QR decomposition (the RQ decomposition of H^-1 = K R^T),
-    the skew is dropped, and R is refitted to the inliers for that K. The centre is a confidence-weighted mean of the
-    origins within three deviations of their median.
+    Per view: homographies from 4-cell samples (drawn by confidence) are scored by truncated angular error, the best is
+    refitted to its inliers, H = R K^-1 is split by a QR decomposition (the RQ decomposition of H^-1 = K R^T), and R and
+    K without skew are refined by Gauss-Newton on the angles of the inliers. The centre is a confidence-weighted mean of
+    the origins within three deviations of their median.
 
     Args:
         rays: Direction (any length > 0) and origin per cell, world frame; cells tile the image.
@@ -67,69 +72,129 @@ def cameras_from_rays(
     rays, weight = rays.detach().double().flatten(1, 2), confidence.detach().double().flatten(1)
     generator = torch.Generator().manual_seed(seed)
     cells = _cell_positions(*confidence.shape[1:], rays.device)
-    solved = [_fit_view(cells, view, w, generator) for view, w in zip(rays, weight, strict=True)]
+    fits = [_fit_view(cells, view, w, generator) for view, w in zip(rays, weight, strict=True)]
+    rotations, focal_and_center = (torch.stack(parts) for parts in zip(*fits, strict=True))
+    if not torch.isfinite(focal_and_center).all():
+        view = int((~torch.isfinite(focal_and_center)).any(1).nonzero()[0])
+        raise InputError(f"the ray map of view {view} is that of no pinhole camera: its directions do not spread")
     world_from_cam = torch.eye(4, dtype=torch.float64, device=rays.device).repeat(len(rays), 1, 1)
-    world_from_cam[:, :3, :3] = torch.stack([rotation for rotation, _ in solved])
+    world_from_cam[:, :3, :3] = rotations
     world_from_cam[:, :3, 3] = torch.stack([_robust_mean(v[:, 3:], w) for v, w in zip(rays, weight, strict=True)])
-    K = _pixels_from_cells(width, height, rays.device) @ torch.stack([K for _, K in solved])
-    good = torch.isfinite(K).flatten(1).all(1) & (K[:, 0, 0] > 0) & (K[:, 1, 1] > 0)
-    if not good.all():
-        raise InputError(f"the ray map of view {int((~good).nonzero()[0])} is that of no pinhole camera")
+    K = torch.eye(3, dtype=torch.float64, device=rays.device).repeat(len(rays), 1, 1)
+    K[:, [0, 1, 0, 1], [0, 1, 2, 2]] = focal_and_center
+    K = _pixels_from_cells(width, height, rays.device) @ K
     return Cameras(rigid_inverse(world_from_cam).float(), K.float(), width, height)
 
 
 def _fit_view(cells: Tensor, rays: Tensor, weight: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """World-from-camera rotation and K (cell units) of one view."""
+    """World-from-camera rotation and (fx, fy, cx, cy) in cell units; NaN if the directions do not determine them."""
     directions = F.normalize(rays[:, :3], dim=-1)
     # 1. Hypotheses from small samples, scored on a regular subset of the cells.
     draws = torch.multinomial(weight.float().cpu(), HYPOTHESES * SAMPLE, replacement=True, generator=generator)
     picks = draws.view(HYPOTHESES, SAMPLE).to(cells.device)
-    hypotheses = _homography(cells[picks], directions[picks], torch.ones_like(weight[picks]))
+    hypotheses, _ = _homography(cells[picks], directions[picks], torch.ones_like(weight[picks]))
     subset = slice(None, None, max(1, len(cells) // SCORED_CELLS))
-    sine = _sine(hypotheses, cells[subset], directions[subset])
-    limit = torch.sin(torch.deg2rad(torch.tensor(INLIER_DEG, dtype=sine.dtype)))
-    cost = (weight[subset] * (sine / limit).square().clamp(max=1)).sum(-1)
-    homography = hypotheses[cost.argmin()]
-    # 2. Refit to the inliers; fall back to all cells if nothing agrees (untrained networks).
-    kept = weight
+    cosine = _cosine(hypotheses.float(), cells[subset].float(), directions[subset].float())
+    cost = (2 - 2 * cosine).clamp(max=INLIER_CHORD**2)
+    homography = hypotheses[(weight[subset].float() * cost).sum(-1).argmin()]
+    # 2. Refit to the inliers.
     for _ in range(REFITS):
-        inlier = _sine(homography[None], cells, directions)[0] < limit
-        kept = weight * inlier if int(inlier.sum()) >= 8 else weight
-        homography = _homography(cells[None], directions[None], kept[None])[0]
-    # 3. H = R K^-1 with K^-1 upper triangular, positive diagonal; det H > 0 fixes the sign.
-    homography = homography * torch.sign(torch.linalg.det(homography))
-    _, upper = torch.linalg.qr(homography)
-    upper = upper * torch.sign(upper.diagonal())[:, None]
-    K = torch.linalg.inv(upper + torch.diag((upper.diagonal() == 0).to(upper)) * 1e-12)
+        kept = _inliers(2 - 2 * _cosine(homography[None], cells, directions)[0], weight)
+        homography, spread = _homography(cells, directions, kept)
+    # 3. H = R K^-1 with K^-1 upper triangular, positive diagonal; det H > 0 fixes the sign. K without skew.
+    if spread < AMBIGUOUS:
+        return homography, homography.new_full((4,), torch.nan)
+    homography = homography * torch.where(torch.linalg.det(homography) < 0, -1.0, 1.0)
+    rotation, upper = torch.linalg.qr(homography)
+    sign = torch.where(upper.diagonal() < 0, -1.0, 1.0)
+    K = torch.linalg.inv(upper * sign[:, None])
     K = K / K[2, 2]
-    K[0, 1] = 0
-    # 4. Best rotation for this K: directions = R unit(K^-1 p).
-    bearings = F.normalize(torch.linalg.solve(K, cells.T).T, dim=-1)
-    return nearest_rotation((kept[:, None] * directions).T @ bearings), K
+    return _refine(cells, directions, weight, rotation * sign, torch.stack([K[0, 0], K[1, 1], K[0, 2], K[1, 2]]))
 
 
-def _homography(cells: Tensor, directions: Tensor, weight: Tensor) -> Tensor:
+def _refine(
+    cells: Tensor, directions: Tensor, weight: Tensor, rotation: Tensor, camera: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gauss-Newton on sum w |unit(K^-1 p) - R^T d|^2 over the inliers, in (log fx, log fy, cx, cy) and a turn of R.
+
+    A step that makes the sum larger is not taken, so the result is never worse than the start.
+    """
+
+    def state(rotation, camera):
+        focal, center = camera[:2], camera[2:]
+        bearing = torch.cat([(cells[:, :2] - center) / focal, cells[:, 2:]], -1)
+        length = bearing.norm(dim=-1, keepdim=True)
+        return bearing, length, bearing / length, directions @ rotation
+
+    _, _, unit, seen = state(rotation, camera)
+    kept = _inliers((unit - seen).square().sum(-1), weight)
+    cost = (kept * (unit - seen).square().sum(-1)).sum()
+    for _ in range(NEWTON_STEPS):
+        bearing, length, unit, seen = state(rotation, camera)
+        # d bearing / d(log fx, log fy, cx, cy), projected on the unit sphere.
+        by_camera = torch.zeros(len(cells), 3, 4, dtype=cells.dtype, device=cells.device)
+        by_camera[:, 0, 0], by_camera[:, 1, 1] = -bearing[:, 0], -bearing[:, 1]
+        by_camera[:, 0, 2], by_camera[:, 1, 3] = -1 / camera[0], -1 / camera[1]
+        by_camera = (by_camera - unit[:, :, None] * (unit[:, None] @ by_camera)) / length[..., None]
+        # R exp([a]x) turns what the camera sees by -a x seen, so the residual changes by -[seen]x a.
+        x, y, z = seen.unbind(-1)
+        zero = torch.zeros_like(x)
+        by_turn = -torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+        jacobian = torch.cat([by_camera, by_turn], -1)
+        weighted = kept[:, None, None] * jacobian
+        normal = torch.einsum("nij,nik->jk", weighted, jacobian)
+        step = torch.linalg.lstsq(normal, -torch.einsum("nij,ni->j", weighted, unit - seen)[:, None]).solution[:, 0]
+        turned = rotation @ torch.linalg.matrix_exp(_cross_matrix(step[4:]))
+        moved = torch.cat([camera[:2] * step[:2].clamp(-1, 1).exp(), camera[2:] + step[2:4]])
+        _, _, unit, seen = state(turned, moved)
+        square = (unit - seen).square().sum(-1)
+        new_cost = (kept * square).sum()
+        if not new_cost <= cost:
+            break
+        rotation, camera, kept = turned, moved, _inliers(square, weight)
+        cost = (kept * square).sum()
+        if step.abs().max() < CONVERGED:
+            break
+    return nearest_rotation(rotation), camera
+
+
+def _inliers(square: Tensor, weight: Tensor) -> Tensor:
+    """Weights of the cells whose squared error (of unit vectors) is within the cone and three deviations of its median.
+
+    All weights if fewer than eight cells lie in the cone (untrained networks).
+    """
+    inside = (square < INLIER_CHORD**2) & (weight > 0)
+    if int(inside.sum()) < 8:
+        return weight
+    limit = DEVIATIONS**2 * square[inside].median() + 1e-18
+    return weight * (inside & (square <= limit))
+
+
+def _cross_matrix(vector: Tensor) -> Tensor:
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
+def _homography(cells: Tensor, directions: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """H [..., 3, 3] minimising sum w |d x (H p)|^2 with |H| = 1, from cells and unit directions [..., n, 3].
 
-    |d x y|^2 = y^T (1 - d d^T) y, so the normal matrix is the sum of w (1 - d d^T) kron (p p^T).
+    |d x y|^2 = y^T (1 - d d^T) y, so the normal matrix is the sum of w (1 - d d^T) kron (p p^T). Also returned is its
+    second eigenvalue over its trace: near 0 another H fits as well.
     """
     across = torch.eye(3, dtype=cells.dtype, device=cells.device) - directions[..., :, None] * directions[..., None, :]
     outer = (cells[..., :, None] * cells[..., None, :]).flatten(-2)
     normal = (weight[..., None] * across.flatten(-2)).transpose(-1, -2) @ outer
     normal = normal.unflatten(-1, (3, 3)).unflatten(-3, (3, 3)).transpose(-3, -2)
-    _, vectors = torch.linalg.eigh(normal.reshape(*normal.shape[:-4], 9, 9))
-    return vectors[..., 0].unflatten(-1, (3, 3))
+    values, vectors = torch.linalg.eigh(normal.reshape(*normal.shape[:-4], 9, 9))
+    return vectors[..., 0].unflatten(-1, (3, 3)), values[..., 1] / values.sum(-1)
 
 
-def _sine(homographies: Tensor, cells: Tensor, directions: Tensor) -> Tensor:
-    """|sin| of the angle between H p and d, [hypotheses, cells]; 1 where they point to opposite sides.
-
-    The sign of H is the one that most cells agree with.
-    """
-    mapped = F.normalize(cells @ homographies.transpose(-1, -2), dim=-1)
-    cosine = (mapped * directions).sum(-1)
-    cosine = cosine * torch.where(cosine.mean(-1, keepdim=True) < 0, -1.0, 1.0)
-    return torch.where(cosine > 0, torch.linalg.cross(mapped, directions.expand_as(mapped)).norm(dim=-1), 1.0)
+def _cosine(homographies: Tensor, cells: Tensor, directions: Tensor) -> Tensor:
+    """Cosine of the angle between H p and d, [hypotheses, cells], for the sign of H that most cells agree with."""
+    mapped = cells @ homographies.transpose(-1, -2)
+    cosine = (mapped * directions).sum(-1) / mapped.norm(dim=-1).clamp(min=1e-12)
+    return cosine * torch.where(cosine.mean(-1, keepdim=True) < 0, -1.0, 1.0)
 
 
 def _robust_mean(points: Tensor, weight: Tensor) -> Tensor:
@@ -139,7 +204,7 @@ def _robust_mean(points: Tensor, weight: Tensor) -> Tensor:
     median = ordered.gather(0, (share < 0.5).sum(0, keepdim=True).clamp(max=len(points) - 1))[0]
     distance = (points - median).norm(dim=-1)
     spread = distance.median()
-    near = weight * (distance <= ORIGIN_DEVIATIONS * spread + 1e-9 * (1 + median.norm()))
+    near = weight * (distance <= DEVIATIONS * spread + 1e-9 * (1 + median.norm()))
     return (near[:, None] * points).sum(0) / near.sum() if near.sum() > 0 else median
 
 
