@@ -1,0 +1,181 @@
+"""Named differentiable loss terms. Every term is a mean per scene, then a mean over scenes.
+
+Means per scene make the loss of a batch the mean of its scenes, so it does not matter how many processes share a batch.
+A scene without any valid pixel contributes zero.
+
+Letters: B scenes, V views, H W pixels, h w cells of the ray map, P matches, C channels.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from da3gs.geometry.rotations import quat_from_matrix, rotation_angle
+
+_SMALLEST_BASELINE = 0.02  # of the mean point distance: below, the direction between two cameras is not asked for
+
+
+def masked_scene_mean(values: Float[Tensor, "B *rest"], mask: Bool[Tensor, "B *rest"]) -> Float[Tensor, ""]:
+    """Mean of the masked values of each scene, averaged over scenes; masked-out values may be anything, even NaN."""
+    kept = torch.where(mask, values, 0.0).flatten(1).sum(1)
+    return (kept / mask.flatten(1).sum(1).clamp(min=1)).mean()
+
+
+def confident_depth_l1(
+    depth: Float[Tensor, "B V H W"],
+    confidence: Float[Tensor, "B V H W"],
+    target: Float[Tensor, "B V H W"],
+    mask: Bool[Tensor, "B V H W"],
+    *,
+    log_weight: float = 0.2,
+) -> Float[Tensor, ""]:
+    """L_D = c |D - D*| - lambda log c (DA3, equation of the depth loss; Kendall & Gal 2017).
+
+    With the error e fixed the best confidence is max(1, lambda / e), so `log_weight` is the error that counts as sure.
+    """
+    error = (depth - torch.where(mask, target, 0.0)).abs()
+    return masked_scene_mean(confidence * error - log_weight * confidence.log(), mask)
+
+
+def depth_gradient_l1(
+    depth: Float[Tensor, "B V H W"],
+    target: Float[Tensor, "B V H W"],
+    mask: Bool[Tensor, "B V H W"],
+    *,
+    scales: int = 1,
+) -> Float[Tensor, ""]:
+    """L_grad: L1 on the differences of neighbouring depths, on the maps and on `scales` - 1 halvings of them."""
+    total = depth.new_zeros(())
+    for scale in range(scales):
+        step = 2**scale
+        d, t, m = depth[..., ::step, ::step], target[..., ::step, ::step], mask[..., ::step, ::step]
+        for axis in (-1, -2):
+            both = m.narrow(axis, 1, m.shape[axis] - 1) & m.narrow(axis, 0, m.shape[axis] - 1)
+            total = total + masked_scene_mean((d.diff(dim=axis) - t.diff(dim=axis)).abs(), both)
+    return total / scales
+
+
+def ray_l1(rays: Float[Tensor, "B V h w 6"], target: Float[Tensor, "B V h w 6"]) -> Float[Tensor, ""]:
+    """L_M: L1 on ray directions and origins of every cell, sky included (a ray exists everywhere)."""
+    return (rays - target).abs().mean()
+
+
+def point_l1(
+    rays: Float[Tensor, "B V h w 6"],
+    depth: Float[Tensor, "B V h w"],
+    target: Float[Tensor, "B V h w 3"],
+    mask: Bool[Tensor, "B V h w"],
+) -> Float[Tensor, ""]:
+    """L_P: L1 on the points P = t + D d formed on the ray grid from predicted depth and predicted rays."""
+    points = rays[..., 3:] + depth[..., None] * rays[..., :3]
+    return masked_scene_mean((points - torch.where(mask[..., None], target, 0.0)).abs().mean(-1), mask)
+
+
+def camera_l1(
+    world_from_cam: Float[Tensor, "B V 4 4"],
+    fov: Float[Tensor, "B V 2"],
+    target_world_from_cam: Float[Tensor, "B V 4 4"],
+    target_fov: Float[Tensor, "B V 2"],
+) -> Float[Tensor, ""]:
+    """L_C: L1 on field of view (radians), unit quaternion with its sign resolved, and translation."""
+    quat = quat_from_matrix(world_from_cam[..., :3, :3])
+    target = quat_from_matrix(target_world_from_cam[..., :3, :3])
+    target = torch.where((quat * target).sum(-1, keepdim=True) < 0, -target, target)
+    translation = (world_from_cam[..., :3, 3] - target_world_from_cam[..., :3, 3]).abs().mean()
+    return (fov - target_fov).abs().mean() + (quat - target).abs().mean() + translation
+
+
+def relative_pose(world_from_cam: Float[Tensor, "B V 4 4"], target: Float[Tensor, "B V 4 4"]) -> Float[Tensor, ""]:
+    """Rotation and translation between all ordered pairs of views, each against its own size.
+
+    The angle (radians) between predicted and true relative rotations, plus the error of the relative translation
+    divided by the true baseline: with small baselines the absolute pose loss says next to nothing about the direction
+    of motion, this one does. Pairs nearer than 2 % of the mean point distance count with their rotation only.
+    """
+    views = world_from_cam.shape[1]
+    if views < 2:
+        return world_from_cam.new_zeros(())
+    first, second = torch.triu_indices(views, views, 1, device=world_from_cam.device)
+    first, second = torch.cat([first, second]), torch.cat([second, first])
+
+    def relative(poses):
+        R, t = poses[..., :3, :3], poses[..., :3, 3]
+        to_first = R[:, first].transpose(-1, -2)
+        return to_first @ R[:, second], (to_first @ (t[:, second] - t[:, first])[..., None])[..., 0]
+
+    rotation, motion = relative(world_from_cam)
+    true_rotation, true_motion = relative(target)
+    angle = _safe_angle(rotation, true_rotation)
+    baseline = true_motion.norm(dim=-1)
+    apart = baseline > _SMALLEST_BASELINE
+    ratio = (motion - true_motion).abs().sum(-1) / torch.where(apart, baseline, 1.0)
+    return angle.mean() + masked_scene_mean(ratio.clamp(max=10.0), apart)
+
+
+def _safe_angle(a: Tensor, b: Tensor) -> Tensor:
+    """Twice the chord 2 sin(angle / 2) of two rotations: the angle to second order, with a finite gradient at 0."""
+    chord = ((a - b).square().sum((-1, -2)) + 1e-6).sqrt()
+    return chord / 2**0.5
+
+
+def rotation_errors_deg(a: Float[Tensor, "*n 3 3"], b: Float[Tensor, "*n 3 3"]) -> Float[Tensor, "*n"]:
+    """Angles in degrees; for reports, not for training (no finite gradient at 0)."""
+    return torch.rad2deg(rotation_angle(a, b))
+
+
+def correspondence_cross_entropy(
+    query: Float[Tensor, "B P C"],
+    keys: Float[Tensor, "B K C"],
+    answer: Int64[Tensor, "B P"],
+    mask: Bool[Tensor, "B P"],
+    *,
+    temperature: float,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """Which patch of another view shows the same surface: cross-entropy over all of its patches, and the hit rate.
+
+    Args:
+        query: Features of patches of one view.
+        keys: Features of all patches of the other view.
+        answer: True index among the keys.
+        mask: Queries whose surface the other view sees.
+        temperature: Factor on the cosine similarities.
+    """
+    logits = temperature * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).transpose(1, 2)
+    loss = F.cross_entropy(logits.flatten(0, 1), answer.flatten().clamp(min=0), reduction="none").view(mask.shape)
+    hits = (logits.argmax(-1) == answer).to(loss)
+    return masked_scene_mean(loss, mask), masked_scene_mean(hits, mask).detach()
+
+
+# ------------------------------------------------------------------------------------------------ Gaussian head
+
+
+def masked_mse(
+    rgb: Float[Tensor, "V H W 3"], target: Float[Tensor, "V H W 3"], mask: Bool[Tensor, "V H W"]
+) -> Float[Tensor, ""]:
+    """Mean squared error over masked pixels and channels; 0 when there are none."""
+    error = (rgb - target).square().mean(-1)
+    return torch.where(mask, error, 0.0).sum() / mask.sum().clamp(min=1)
+
+
+def scale_shift_invariant_l1(
+    depth: Float[Tensor, "V H W"], target: Float[Tensor, "V H W"], mask: Bool[Tensor, "V H W"]
+) -> Float[Tensor, ""]:
+    """L1 between depths after each view is shifted by its median and divided by its mean absolute deviation (MiDaS).
+
+    Symmetric and without any fit, so gradients flow through the normalisation of the prediction. Views with fewer than
+    16 valid pixels do not count; the result is their mean, 0 if none is left.
+    """
+    losses = []
+    for view in range(len(depth)):
+        valid = mask[view]
+        if int(valid.sum()) < 16:
+            continue
+        a, b = _standardised(depth[view][valid]), _standardised(target[view][valid])
+        losses.append((a - b).abs().mean())
+    return torch.stack(losses).mean() if losses else depth.sum() * 0.0
+
+
+def _standardised(values: Tensor) -> Tensor:
+    centred = values - values.median()
+    return centred / centred.abs().mean().clamp(min=1e-6)
