@@ -3,7 +3,7 @@ finding the vectors by itself.
 
 A `Lanes` holds WIDTH float32 values, a `Mask` WIDTH booleans. Arithmetic and comparisons work between Lanes and with
 float32 scalars; Masks combine with ``&  |  ~``. Everything else is a function of this module. WIDTH is the widest
-register of this CPU: 16 with AVX-512, 8 with AVX, 4 elsewhere (SSE, NEON).
+register of the CPU: 16 with AVX-512, 8 with AVX, 4 elsewhere (SSE, NEON).
 
 Arrays are flat and C-contiguous; offsets count elements and are not checked.
 """
@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
+from numba.core import cgutils, config
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global, signature
 from numba.extending import intrinsic, models, register_model
@@ -24,15 +24,21 @@ from da3gs.rendering.cpu.compiling import device
 f32 = np.float32
 
 
-def width_of_cpu() -> int:
-    """Number of float32 in the widest vector register of this machine."""
-    features = llvm.get_host_cpu_features()
+def width_of(features: dict[str, bool]) -> int:
+    """Number of float32 in the widest vector register of a processor with these LLVM features."""
     if features.get("avx512f"):
         return 16
     return 8 if features.get("avx") else 4
 
 
-WIDTH = width_of_cpu()
+def _target_features() -> dict[str, bool]:
+    """Features of the processor numba compiles for: this one, unless NUMBA_CPU_FEATURES names another."""
+    if config.CPU_FEATURES is None:
+        return dict(llvm.get_host_cpu_features())
+    return {feature[1:]: feature[0] == "+" for feature in config.CPU_FEATURES.split(",") if feature}
+
+
+WIDTH = width_of(_target_features())
 
 _FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
 _FLOATS, _INTS, _BITS = (ir.VectorType(element, WIDTH) for element in (_FLOAT, _INT, _BIT))
