@@ -1,0 +1,243 @@
+"""Cameras for a scene: orbits, walks and jitter with large baselines, kept only where the views share enough surface.
+
+Letters: V views, C candidates, H W pixels.
+"""
+
+import math
+import random
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from da3gs.data.synthetic.builder import SyntheticScene
+from da3gs.data.synthetic.rendering import probe_views
+from da3gs.errors import InputError
+from da3gs.geometry.cameras import Cameras
+
+MOTIONS = ("orbit", "walk", "jitter")
+# The probe that decides on candidates: pixels on its longer side.
+_PROBE_PX = 16
+_ATTEMPTS = 24
+# The probe is coarse; asking for a little more keeps the bound true at full size.
+_MARGIN = 0.06
+# Solids in view besides floor and walls.
+_LEAST_THINGS = 4
+_DEPTH_TOLERANCE = 0.05
+
+
+def sample_cameras(
+    scene: SyntheticScene,
+    views: int,
+    seed: int,
+    width: int,
+    height: int,
+    *,
+    motion: str = "any",
+    min_covisibility: float | None = None,
+    fov_deg: tuple[float, float] | None = None,
+) -> Cameras:
+    """Cameras that look at one part of the scene from places about as far apart as the surfaces are away.
+
+    Every view but the first shares at least `min_covisibility` of its surface pixels with some earlier view, in both
+    directions, so that all views hang together; within that bound, views far from each other are preferred.
+
+    Args:
+        motion: "orbit", "walk", "jitter", or "any" (drawn: 5 : 3 : 2).
+        min_covisibility: In [0, 0.9]; by default 0.5 for the easiest and 0.25 for the hardest scenes.
+        fov_deg: Range for the field of view across the longer side; by default widening with difficulty up to 30-90.
+
+    Returns:
+        Cameras with poses in the scene's world frame (metres, z up).
+
+    Raises:
+        InputError: An argument is out of range, or the scene has no room for such cameras.
+    """
+    if motion not in (*MOTIONS, "any"):
+        raise InputError(f"motion must be one of {', '.join(MOTIONS)}, any; got {motion!r}")
+    if views < 1:
+        raise InputError(f"at least one view is needed; got {views}")
+    difficulty = scene.difficulty
+    bound = 0.5 - 0.25 * difficulty if min_covisibility is None else min_covisibility
+    if not 0 <= bound <= 0.9:
+        raise InputError(f"min_covisibility must lie in [0, 0.9]; got {bound:g}")
+    rng = random.Random(f"cameras {scene.seed} {seed}")
+    if motion == "any":
+        motion = rng.choices(MOTIONS, (5, 3, 2))[0]
+    low_fov, high_fov = fov_deg or (55 - 25 * difficulty, 65 + 25 * difficulty)
+    fov = math.radians(rng.uniform(low_fov, high_fov))
+
+    # 1. Poses around one place; 2. those that see something, from outside of things; 3. those that share what they see.
+    for attempt in range(_ATTEMPTS):
+        reach = 0.85 ** max(0, attempt - 2)
+        poses = _candidates(scene, rng, motion, max(24, 6 * views), reach)
+        probe = _intrinsics(fov, width, height).scaled(**_probe_size(width, height))
+        cameras = Cameras(poses, probe.K.expand(len(poses), -1, -1), probe.width[0], probe.height[0]).to(scene.device)
+        clear = _clear_of_things(scene, cameras)
+        if int(clear.sum()) < views:
+            continue
+        cameras = cameras[clear]
+        depth, things = probe_views(scene, cameras)
+        good = _worth_seeing(scene, depth, things)
+        if int(good.sum()) < views:
+            continue
+        cameras, depth = cameras[good], depth[good]
+        chosen = _connected_choice(rng, cameras, depth, views, bound + _MARGIN, difficulty)
+        if chosen is not None:
+            order = sorted(chosen) if motion == "walk" else chosen
+            final = _intrinsics(fov, width, height)
+            picked = cameras[order].cam_from_world
+            return Cameras(picked, final.K.to(picked).expand(views, -1, -1), width, height)
+    raise InputError(
+        f"found no {views} cameras in scene {scene.seed} ({scene.style}) that share {bound:.0%} of their surface; "
+        "lower min_covisibility or take another seed"
+    )
+
+
+@torch.no_grad()
+def covisible_fraction(
+    depth: Float[Tensor, "V H W"], cameras: Cameras, tolerance: float = _DEPTH_TOLERANCE
+) -> Float[Tensor, "V V"]:
+    """Entry (i, j): fraction of the surface pixels of view i whose points view j sees, unoccluded, inside its picture.
+
+    Args:
+        depth: z-depth, 0 at the sky.
+        tolerance: Relative depth difference to the nearest pixel of view j up to which a point counts as the same.
+    """
+    width, height = cameras.size
+    views = len(cameras)
+    surface = depth.flatten(1) > 0
+    points = cameras.unproject(depth).reshape(-1, 3)
+    uv, z = cameras.project(points)
+    column, row = uv.nan_to_num(-1.0).clamp(-1, 1e6).floor().long().unbind(-1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (z > 1e-6)
+    place = (row.clamp(0, height - 1) * width + column.clamp(0, width - 1)).view(views, -1)
+    seen = depth.flatten(1).gather(1, place)
+    agree = inside & ((z - seen).abs() < tolerance * seen)
+    agree = agree.view(views, views, -1) & surface
+    return (agree.sum(-1) / surface.sum(-1).clamp_min(1)).T.to(depth)
+
+
+# ---------------------------------------------------------------------------------------------------- proposals
+
+
+def _candidates(
+    scene: SyntheticScene, rng: random.Random, motion: str, count: int, reach: float
+) -> Float[Tensor, "C 4 4"]:
+    low, high = scene.stage_low, scene.stage_high
+    focus = scene.focus[rng.randrange(len(scene.focus))].tolist()
+    roll = math.radians(1.0 + 5.0 * scene.difficulty)
+
+    def inside(point):
+        return [min(max(p, a), b) for p, a, b in zip(point, low, high, strict=True)]
+
+    eyes, targets = [], []
+    azimuth, distance = rng.uniform(0, 2 * math.pi), scene.scale * rng.uniform(0.55, 1.15)
+    lift = rng.triangular(low[2], high[2], low[2] + 0.35 * (high[2] - low[2]))
+    if motion == "orbit":
+        span = math.radians(rng.uniform(35, 75)) * reach
+        for _ in range(count):
+            turn, far = azimuth + rng.uniform(-span, span), distance * (1 + reach * rng.uniform(-0.25, 0.25))
+            up = lift + 0.3 * reach * rng.uniform(-1, 1) * (high[2] - low[2])
+            eyes.append(inside((focus[0] + far * math.cos(turn), focus[1] + far * math.sin(turn), up)))
+            targets.append([f + 0.12 * distance * rng.gauss(0, 1) * s for f, s in zip(focus, (1, 1, 0.5), strict=True)])
+    elif motion == "walk":
+        length, bend = scene.scale * rng.uniform(0.7, 1.4) * reach, rng.uniform(-0.8, 0.8)
+        start = inside((focus[0] + distance * math.cos(azimuth), focus[1] + distance * math.sin(azimuth), lift))
+        heading = math.atan2(focus[1] - start[1], focus[0] - start[0]) + rng.uniform(-1.2, 1.2)
+        for index in range(count):
+            s = index / max(1, count - 1)
+            turn = heading + bend * s
+            step = s * length
+            eyes.append(
+                inside(
+                    (start[0] + step * math.cos(turn), start[1] + step * math.sin(turn), start[2] + rng.gauss(0, 0.03))
+                )
+            )
+            targets.append([f + 0.15 * distance * rng.gauss(0, 1) * w for f, w in zip(focus, (1, 1, 0.5), strict=True)])
+    else:
+        base = inside((focus[0] + distance * math.cos(azimuth), focus[1] + distance * math.sin(azimuth), lift))
+        radius = distance * rng.uniform(0.2, 0.6) * reach
+        for _ in range(count):
+            eyes.append(inside([p + radius * rng.uniform(-1, 1) * s for p, s in zip(base, (1, 1, 0.5), strict=True)]))
+            targets.append([f + 0.1 * distance * rng.gauss(0, 1) for f in focus])
+    rolls = torch.tensor([rng.gauss(0, roll) for _ in range(count)])
+    return look_at(torch.tensor(eyes), torch.tensor(targets), rolls)
+
+
+def look_at(
+    eyes: Float[Tensor, "C 3"], targets: Float[Tensor, "C 3"], roll: Float[Tensor, " C"]
+) -> Float[Tensor, "C 4 4"]:
+    """cam_from_world of cameras at `eyes` that look at `targets`, upright in a z-up world up to `roll` (radians)."""
+    eyes, targets = eyes.double(), targets.double()
+    forward = torch.nn.functional.normalize(targets - eyes, dim=-1)
+    up = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64).expand_as(forward)
+    right = torch.linalg.cross(forward, up)
+    straight_up = right.norm(dim=-1, keepdim=True) < 1e-6
+    right = torch.where(straight_up, right.new_tensor([1.0, 0.0, 0.0]), right)
+    right = torch.nn.functional.normalize(right, dim=-1)
+    down = torch.linalg.cross(forward, right)
+    c, s = roll.double().cos()[:, None], roll.double().sin()[:, None]
+    rotation = torch.stack([c * right + s * down, c * down - s * right, forward], 1)
+    pose = torch.eye(4, dtype=torch.float64).repeat(len(eyes), 1, 1)
+    pose[:, :3, :3] = rotation
+    pose[:, :3, 3] = -(rotation @ eyes[..., None]).squeeze(-1)
+    return pose.float()
+
+
+def _intrinsics(fov: float, width: int, height: int) -> Cameras:
+    focal = max(width, height) / 2 / math.tan(fov / 2)
+    K = torch.tensor([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
+    return Cameras(None, K, width, height)
+
+
+def _probe_size(width: int, height: int) -> dict[str, int]:
+    longer = max(width, height)
+    return {"width": max(4, round(width * _PROBE_PX / longer)), "height": max(4, round(height * _PROBE_PX / longer))}
+
+
+# ---------------------------------------------------------------------------------------------------- choice
+
+
+def _clear_of_things(scene: SyntheticScene, cameras: Cameras) -> Bool[Tensor, " C"]:
+    """Cameras with some air around them."""
+    air = 0.08 * scene.scale
+    centers = cameras.centers
+    return (scene.solids.clearance(centers.T[None], air)[0] >= air) & (scene.backdrop.clearance(centers) >= air)
+
+
+def _worth_seeing(scene: SyntheticScene, depth: Float[Tensor, "C H W"], things: Int64[Tensor, " C"]) -> Bool[Tensor, " C"]:
+    """Views with nothing right before the lens, with enough surface, and of several things at some distance."""
+    flat = depth.flatten(1)
+    surface = flat > 0
+    flat = flat.masked_fill(~surface, torch.inf).sort(-1).values
+    pixels = flat.shape[1]
+    nearest, near_tenth, middle = flat[:, pixels // 50], flat[:, pixels // 10], flat[:, pixels // 3]
+    enough = surface.float().mean(-1) > 0.5
+    enough &= things >= _LEAST_THINGS
+    return enough & (nearest > 0.12 * scene.scale) & (near_tenth > 0.2 * scene.scale) & (middle > 0.3 * scene.scale)
+
+
+def _connected_choice(
+    rng, cameras: Cameras, depth: Tensor, views: int, bound: float, difficulty: float
+) -> list[int] | None:
+    """Indices of views, each sharing at least `bound` with one before it; far apart rather than close."""
+    fraction = covisible_fraction(depth, cameras, tolerance=0.12)
+    shared = torch.minimum(fraction, fraction.T).cpu()
+    centers = cameras.centers.cpu()
+    apart = torch.cdist(centers, centers)
+    count = len(cameras)
+    chosen = [rng.randrange(count)]
+    while len(chosen) < views:
+        best_shared = shared[:, chosen].amax(1)
+        nearest = apart[:, chosen].amin(1)
+        feasible = best_shared >= bound
+        feasible[chosen] = False
+        options = feasible.nonzero().squeeze(-1).tolist()
+        if not options:
+            return None
+        options.sort(key=lambda i: -float(nearest[i]))
+        # Easy scenes take the farthest views; hard ones any of them, small steps included.
+        pool = max(1, round(len(options) * (0.2 + 0.8 * difficulty)))
+        chosen.append(options[rng.randrange(pool)])
+    return chosen
