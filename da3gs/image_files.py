@@ -1,13 +1,13 @@
-"""Find and read photographs and video frames as RGB uint8. Knows nothing of networks or cameras."""
+"""Find and read photographs as RGB uint8. Knows nothing of networks or cameras."""
 
 import logging
 import os
 import re
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -16,6 +16,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from da3gs.errors import FormatError, InputError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".gif")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm")
@@ -167,57 +169,14 @@ def exif_focal_px(path: str | os.PathLike) -> float | None:
     return float(f35_mm) / _FULL_FRAME_DIAGONAL_MM * diagonal_px if f35_mm else None
 
 
-def read_video_frames(
-    path: str | os.PathLike, *, max_frames: int | None = None, fps: float | int | None = None
-) -> list[UInt8[np.ndarray, "H W 3"]]:
-    """Frames of a video as RGB uint8, turned upright by the file's rotation tag, evenly spaced in time.
+def tracked(items: Iterable[T], description: str, *, shown: bool, total: int | None = None) -> Iterable[T]:
+    """Pass items on with a progress bar on stderr, if `shown` and stderr is a terminal; stdout is for results."""
+    from rich.console import Console
+    from rich.progress import track
 
-    Args:
-        path: Video file.
-        max_frames: At most this many, spread over the whole clip, first frame included.
-        fps: Frames per second to take, at most those of the clip; None takes all (before `max_frames`).
-
-    Raises:
-        InputError: No such file, or `max_frames` / `fps` not positive.
-        FormatError: Not a video, or no frame can be decoded.
-    """
-    import cv2
-
-    path = Path(path)
-    _check_has_bytes(path)
-    if max_frames is not None and max_frames < 1:
-        raise InputError(f"max_frames must be >= 1; got {max_frames}")
-    if fps is not None and fps <= 0:
-        raise InputError(f"fps must be > 0; got {fps}")
-    # Containers often misstate their frame count, so a first pass counts (grab() decodes without colour conversion).
-    count, clip_fps = 0, 0.0
-    capture = cv2.VideoCapture(str(path))
-    try:
-        clip_fps = capture.get(cv2.CAP_PROP_FPS)
-        while capture.grab():
-            count += 1
-    finally:
-        capture.release()
-    if count == 0:
-        raise FormatError(f"{path}: no video frame can be decoded; expected one of {' '.join(VIDEO_SUFFIXES)}")
-    wanted = count
-    if fps is not None and clip_fps > 0:
-        wanted = min(count, max(1, round(count * fps / clip_fps)))
-    if max_frames is not None:
-        wanted = min(wanted, max_frames)
-    keep = set(np.linspace(0, count - 1, wanted).round().astype(int).tolist()) if wanted > 1 else {0}
-
-    frames = []
-    capture = cv2.VideoCapture(str(path))
-    try:
-        for index in range(count):
-            if not capture.grab():
-                raise FormatError(f"{path}: frame {index} of {count} cannot be decoded; the file is damaged")
-            if index in keep:
-                frames.append(cv2.cvtColor(capture.retrieve()[1], cv2.COLOR_BGR2RGB))
-    finally:
-        capture.release()
-    return frames
+    console = Console(stderr=True)
+    disable = not (shown and console.is_terminal)
+    return track(items, description, total=total, disable=disable, transient=True, console=console)
 
 
 def _is_image_name(path: Path) -> bool:

@@ -8,7 +8,7 @@ Letters: V views, H W pixels of the processed images, C channels.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -30,7 +30,7 @@ from da3gs.image_files import (
     image_to_rgb,
     load_image,
     natural_key,
-    read_video_frames,
+    tracked,
 )
 
 __all__ = [
@@ -49,8 +49,8 @@ __all__ = [
     "natural_key",
     "normalise",
     "prepare_views",
-    "read_video_frames",
     "tensor_from_uint8",
+    "tracked",
     "uint8_from_tensor",
 ]
 
@@ -265,7 +265,7 @@ def prepare_views(
 
     upright = cameras is None if exif_orientation is None else exif_orientation
     processed, records, labels = [], [], []
-    for index, image in enumerate(_tracked(images, progress)):
+    for index, image in enumerate(tracked(images, "Reading images", shown=progress)):
         label = _label(image, index)
         original = _as_uint8(image, label, upright)
         resized, size, left_top = _fit_to_patches(original, size_px, method, label)
@@ -357,9 +357,3 @@ def _as_uint8(image: ImageLike, label: str, exif_orientation: bool) -> np.ndarra
 
 def _label(image: ImageLike, index: int) -> str:
     return Path(image).name if isinstance(image, str | os.PathLike) else f"view_{index:03d}"
-
-
-def _tracked(images: Tensor | Sequence[ImageLike], progress: bool) -> Iterator[ImageLike]:
-    from rich.progress import track
-
-    return track(images, description="Reading images", disable=not progress, transient=True)

@@ -1,7 +1,5 @@
 """Reading images of every kind, the released input pipeline bit for bit, and its undo."""
 
-import subprocess
-
 import numpy as np
 import pytest
 import torch
@@ -20,7 +18,6 @@ from da3gs.images import (
     image_size,
     load_image,
     prepare_views,
-    read_video_frames,
     tensor_from_uint8,
     uint8_from_tensor,
 )
@@ -181,34 +178,6 @@ def test_exif_focal_length(tmp_path):
     assert exif_focal_px(tmp_path / "phone.jpg") == pytest.approx(26 / 43.2666 * 5000, rel=1e-5)
     Image.new("RGB", (40, 30)).save(tmp_path / "bare.jpg")
     assert exif_focal_px(tmp_path / "bare.jpg") is None
-
-
-# ---------------------------------------------------------------- video
-
-
-def test_video_frames_are_spread_over_the_clip():
-    path = asset("data/video_ramen/ramen.mp4")
-    every = read_video_frames(path)
-    assert len(every) == 32 and every[0].shape == (336, 448, 3)
-    some = read_video_frames(path, max_frames=4)
-    assert len(some) == 4
-    for frame, index in zip(some, (0, 10, 21, 31), strict=True):
-        np.testing.assert_array_equal(frame, every[index])
-    assert len(read_video_frames(asset("data/video_golfcart/golfcart.mp4"), fps=6)) == 8  # 40 frames at 30 fps
-
-
-def test_video_colours_and_errors(tmp_path):
-    import imageio_ffmpeg
-
-    path = tmp_path / "red.mp4"
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", "color=red:s=64x48:r=10:d=0.5"]
-    subprocess.run([*command, "-pix_fmt", "yuv420p", str(path)], check=True)
-    frames = read_video_frames(path)
-    assert len(frames) == 5
-    np.testing.assert_allclose(frames[2].reshape(-1, 3).mean(0), RED, atol=4)
-    (tmp_path / "fake.mp4").write_bytes(b"no video")
-    with pytest.raises(FormatError, match=r"fake\.mp4"):
-        read_video_frames(tmp_path / "fake.mp4")
 
 
 # ---------------------------------------------------------------- the released pipeline

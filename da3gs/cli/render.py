@@ -34,9 +34,9 @@ _NAMED_COLORS = {"black": (0.0, 0.0, 0.0), "white": (1.0, 1.0, 1.0), "grey": (0.
 class RenderCommand:
     """Render a Gaussian file to a clip (.mp4, .gif), one picture (.png, .jpg), or a folder of stills.
 
-    Camera paths follow the cameras of --cameras: cameras.json, transforms.json (nerfstudio), or a camera path drawn in
-    the nerfstudio viewer. They must be in the frame and units of the file. Without cameras the path circles the splats
-    with --up upright.
+    Camera paths follow the cameras of --cameras: cameras.json, transforms.json (nerfstudio), a COLMAP model, or a path
+    drawn in the nerfstudio viewer. They must be in the frame and units of the file. Without cameras the path circles
+    the splats with --up upright.
 
     Examples:
       da3gs render scene.ply --output fly.mp4
@@ -52,7 +52,7 @@ class RenderCommand:
     """fly.mp4 or fly.gif: a clip. view.png or .jpg: the first frame. A name without suffix: a folder of stills."""
 
     cameras: Annotated[Path | None, arg(metavar="FILE")] = None
-    """cameras.json, transforms.json (or its folder), or a nerfstudio camera path."""
+    """cameras.json, transforms.json, a folder with one of them, a COLMAP folder, or a nerfstudio camera path."""
 
     trajectory: Trajectory = "auto"
     """Camera path; "cameras" renders the given ones as they are, auto does so with a drawn path and orbits else."""
@@ -185,23 +185,24 @@ class RenderCommand:
             if name == "orbit":
                 return around(frames, sweep_deg=360.0 if self.sweep_deg is None else self.sweep_deg)
             cameras = around(1)
-            options = {"focus": trajectories.scene_center_and_extent(gaussians)[0]}
+            focus, depth_hint = trajectories.scene_center_and_extent(gaussians)[0], None
         else:
             cameras = fit_to_size(given.cameras, *self._size(*_typical_size(given.cameras)))
-            options = {"depth_hint": trajectories.typical_depth(gaussians, cameras)}
-            if options["depth_hint"] is None:
+            focus, depth_hint = None, trajectories.typical_depth(gaussians, cameras)
+            if depth_hint is None:
                 log.warning("the cameras see none of the splats; are they in the frame and units of %s?", self.scene)
         if name == "cameras":
             return cameras[:frames]
         if name == "interpolate":
             return interpolate(cameras, frames)
         if name == "orbit":
-            return trajectories.orbit(cameras, frames, sweep_deg=self.sweep_deg, **options)
+            return trajectories.orbit(cameras, frames, sweep_deg=self.sweep_deg, focus=focus, depth_hint=depth_hint)
         if name == "spiral":
-            return trajectories.spiral(cameras, frames, **options)
+            return trajectories.spiral(cameras, frames, focus=focus, depth_hint=depth_hint)
         if name == "wobble":
-            return trajectories.wobble(cameras, frames, **options)
-        return trajectories.dolly(cameras, frames, zoom=name == "dolly-zoom", **options)
+            return trajectories.wobble(cameras, frames, focus=focus, depth_hint=depth_hint)
+        zoom = name == "dolly-zoom"
+        return trajectories.dolly(cameras, frames, zoom=zoom, focus=focus, depth_hint=depth_hint)
 
     def _up_direction(self) -> "Tensor":
         import torch
@@ -305,16 +306,20 @@ def parse_color(text: str) -> tuple[float, float, float]:
 
 
 def _read_cameras(path: Path) -> GivenCameras:
-    """Cameras of any of the three formats, told apart by their content."""
+    """Cameras of any of the formats, told apart by their content."""
     import json
 
     from da3gs.data.camera_path import read_camera_path
     from da3gs.data.cameras_json import read_cameras_json
+    from da3gs.data.colmap import find_colmap_model, read_colmap
     from da3gs.data.transforms_json import read_transforms_json
 
     if path.is_dir():
-        beside = path / "cameras.json"
-        return _read_cameras(beside) if beside.is_file() else GivenCameras(read_transforms_json(path).cameras)
+        if (path / "cameras.json").is_file():
+            return _read_cameras(path / "cameras.json")
+        if not (path / "transforms.json").is_file() and find_colmap_model(path) is not None:
+            return GivenCameras(read_colmap(path).images.cameras)
+        return GivenCameras(read_transforms_json(path).cameras)
     if not path.is_file():
         raise InputError(f"--cameras: {path} does not exist")
     try:

@@ -70,7 +70,7 @@ def read_camera_path(path: str | os.PathLike, *, dataparser_transforms: str | os
         if fov_deg >= 180:
             raise FormatError(f"{where}: fov must be < 180 degrees; got {fov_deg:g}")
         focal = height / 2 / math.tan(math.radians(fov_deg) / 2)
-        K[index] = [[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]]
+        K[index] = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     cameras = Cameras.from_opengl(torch.from_numpy(poses), torch.from_numpy(K), int(width), int(height))
     if dataparser_transforms is not None:
         cameras = cameras.transform(_normalisation(Path(dataparser_transforms)).inverse())

@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from da3gs.data.lens import Lens
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import load_image
+from da3gs.images import load_image, tracked
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +106,7 @@ class PosedImages:
 
     def load_images(self, *, progress: bool = False) -> list[UInt8[np.ndarray, "H W 3"]]:
         """All images, undistorted; `progress` shows a bar."""
-        from rich.progress import track
-
-        indices = track(range(len(self)), description="Reading images", disable=not progress, transient=True)
-        return [self.load_image(index) for index in indices]
+        return [self.load_image(index) for index in tracked(range(len(self)), "Reading images", shown=progress)]
 
     def undistort_map(self, index: int, values: np.ndarray) -> np.ndarray:
         """A map of the photograph as taken (depth, mask; [H, W]) on the pixels of `load_image`, nearest neighbour."""

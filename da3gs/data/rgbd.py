@@ -16,7 +16,7 @@ from da3gs.data.posed_images import PosedImages
 from da3gs.data.transforms_json import read_transforms_json
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import tensor_from_uint8
+from da3gs.images import tensor_from_uint8, tracked
 
 DEPTH_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz")
 # Depth cameras and nerfstudio store millimetres in integer images.
@@ -110,7 +110,7 @@ def read_rgbd(
 
     images = torch.empty(len(data), 3, height, width)
     depths = torch.empty(len(data), height, width)
-    for view in _tracked(len(data), progress):
+    for view in tracked(range(len(data)), "Reading RGB-D frames", shown=progress):
         images[view] = tensor_from_uint8(_resize_colour(data.load_image(view), width, height))
         depth = depth_of_view(data, view)
         depths[view] = torch.from_numpy(_resize_nearest(depth, width, height))
@@ -197,9 +197,3 @@ def _resize_nearest(values: np.ndarray, width: int, height: int) -> np.ndarray:
     rows = ((np.arange(height) + 0.5) * values.shape[0] / height).astype(int)
     columns = ((np.arange(width) + 0.5) * values.shape[1] / width).astype(int)
     return values[rows[:, None], columns]
-
-
-def _tracked(count: int, progress: bool):
-    from rich.progress import track
-
-    return track(range(count), description="Reading RGB-D frames", disable=not progress, transient=True)

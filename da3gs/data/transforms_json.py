@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from da3gs.atomic import atomic_path
 from da3gs.data.lens import Lens
+from da3gs.data.photo_files import exif_orientation
 from da3gs.data.posed_images import Photo, PosedImages
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
@@ -34,8 +35,7 @@ _SPLITS = ("train", "val", "test")
 _ROTATION_TOLERANCE = 1e-2
 # Integer sizes of downscaled images bend the aspect ratio a little; a turned or cropped image bends it more.
 _ASPECT_TOLERANCE = 0.02
-# EXIF orientations that swap width and height.
-_EXIF_ORIENTATION, _QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def read_transforms_json(path: str | os.PathLike, *, missing: Literal["error", "skip"] = "error") -> PosedImages:
@@ -178,6 +178,7 @@ def _read_file(path: Path, missing: str) -> PosedImages:
 
     photos, K, poses, sizes = [], [], [], []
     lenses: dict[tuple, Lens] = {}
+    flat: dict[Lens, np.ndarray] = {}
     keep = [index for index, image in enumerate(found) if image is not None]
     for index in keep:
         fields = _Fields(frames[index], content, f"{path}, frame {index} ({names[index]})")
@@ -185,7 +186,9 @@ def _read_file(path: Path, missing: str) -> PosedImages:
         (width, height), upright = _oriented_size(found[index], fields)
         lens = _lens(fields, width, height, lenses)
         distorted = bool(lens.coefficients.any()) or lens.model == "fisheye"
-        K.append(lens.pinhole_K() if distorted else lens.K)
+        if lens not in flat:
+            flat[lens] = lens.pinhole_K() if distorted else lens.K
+        K.append(flat[lens])
         sizes.append((width, height))
         depth_name = fields.frame.get("depth_file_path", fields.frame.get("depth_path"))
         depth = None if depth_name is None else _find_file(path.parent, str(depth_name), suffixes=())
@@ -263,19 +266,12 @@ def _oriented_size(image: Path, fields: _Fields) -> tuple[tuple[int, int], bool]
 
     if fits(width, height):
         return (width, height), False
-    if fits(height, width) and _turned_by_exif(image):
+    if fits(height, width) and exif_orientation(image) in _QUARTER_TURNS:
         return (height, width), True
     raise FormatError(
         f"{fields.where}: the image is {width}x{height} px but w x h is {w:g}x{h:g}: another aspect ratio; "
         "was it turned or cropped?"
     )
-
-
-def _turned_by_exif(image: Path) -> bool:
-    from PIL import Image
-
-    with Image.open(image) as opened:
-        return opened.getexif().get(_EXIF_ORIENTATION) in _QUARTER_TURNS
 
 
 def _lens(fields: _Fields, width: int, height: int, known: dict[tuple, Lens]) -> Lens:

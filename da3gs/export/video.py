@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,12 +23,13 @@ from da3gs.atomic import atomic_path
 from da3gs.errors import BackendError, InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
-from da3gs.rendering.render import RenderConfig, RenderOutput, render
+from da3gs.images import tracked
+from da3gs.rendering.render import RenderConfig, render
 
 log = logging.getLogger(__name__)
 
 FrameMode = Literal["rgb", "depth", "side-by-side"]
-Renderer = Callable[[Gaussians, Cameras, RenderConfig], RenderOutput]
+Renderer = Callable[[Gaussians, Cameras, RenderConfig], Any]  # of one camera: to one RenderOutput
 Picture = UInt8[np.ndarray, "_H _W 3"]  # pictures of one call may differ in size
 
 VIDEO_OUTPUTS = (".mp4", ".gif")
@@ -189,7 +190,7 @@ def write_video(
         encoder: _Encoder | None = None
         size = (0, 0)
         try:
-            for frame in _tracked(frames, total, progress, f"Writing {path.name}"):
+            for frame in tracked(frames, f"Writing {path.name}", shown=progress, total=total):
                 if encoder is None:
                     size = frame.shape[1], frame.shape[0]
                     encoder = _Encoder(temporary, suffix, size, fps)
@@ -236,7 +237,7 @@ def write_stills(
             raise InputError(f"folder {folder} holds other files ({foreign[0]}); choose a new folder for the frames")
     count = 0
     with atomic_path(folder, directory=True) as temporary:
-        for index, frame in enumerate(_tracked(frames, total, progress, f"Writing {folder.name}")):
+        for index, frame in enumerate(tracked(frames, f"Writing {folder.name}", shown=progress, total=total)):
             name = f"{index:04d}" if names is None else Path(names[index]).with_suffix("").as_posix().replace("/", "_")
             Image.fromarray(frame).save(temporary / f"{name}.png")
             count += 1
@@ -253,7 +254,7 @@ def write_picture(path: str | os.PathLike, picture: Picture) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"{path}: pictures are written as .png or .jpg; got {path.suffix or 'no suffix'!r}")
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, **({} if path.suffix.lower() == ".png" else {"quality": 95}))
+        Image.fromarray(picture).save(temporary, quality=95)  # PNG has no quality and ignores it
 
 
 def write_contact_sheet(
@@ -368,12 +369,3 @@ class _Encoder:
         self._errors.seek(0)
         words = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
         raise BackendError(f"the video encoder (ffmpeg) failed with status {self._process.returncode}: {words[-1]}")
-
-
-def _tracked(frames: Iterable[Picture], total: int | None, progress: bool, description: str) -> Iterable[Picture]:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    disable = not (progress and console.is_terminal)
-    return track(frames, description, total=total, disable=disable, transient=True, console=console)

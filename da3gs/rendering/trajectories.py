@@ -130,9 +130,9 @@ def orbit(
     distance = float(offsets.norm(dim=1).median())
     if distance == 0:
         raise InputError("the cameras stand on the focus point; give another focus")
-    elevation = torch.asin((offsets @ up / offsets.norm(dim=1).clamp(min=1e-12)).clamp(-1, 1)).median()
+    sines = (offsets @ up / offsets.norm(dim=1).clamp(min=1e-12)).clamp(-1, 1)
     limit = math.radians(_MAX_ELEVATION_DEG)
-    elevation = float(elevation.clamp(-limit, limit))
+    elevation = min(max(float(torch.asin(sines).median()), -limit), limit)
 
     ahead, side = _horizontal_axes(up, offsets[0], *_rotations(cameras)[0, [1, 0]])
     azimuths = torch.atan2(offsets @ side, offsets @ ahead)

@@ -10,12 +10,12 @@ from PIL import Image
 from da3gs.cli.main import main
 from da3gs.cli.render import fit_to_size, parse_color
 from da3gs.data.cameras_json import write_cameras_json
+from da3gs.data.video import read_frames
 from da3gs.errors import InputError
 from da3gs.export.gaussian_files import save_gaussians
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.spherical_harmonics import dc_from_rgb
-from da3gs.images import read_video_frames
 
 RED, BLUE = (0.9, 0.1, 0.1), (0.1, 0.1, 0.9)
 
@@ -67,13 +67,32 @@ def test_clip_has_the_asked_for_length_and_size(scene, capsys):
     assert {key: report[key] for key in ("frames", "width", "height", "fps", "seconds", "mode")} == {
         "frames": 8, "width": 192, "height": 72, "fps": 8.0, "seconds": 1.0, "mode": "side-by-side",
     }  # fmt: skip
-    frames = read_video_frames(scene / "out.mp4")
+    frames = read_frames(scene / "out.mp4", fps=8).images
     assert len(frames) == 8 and frames[0].shape == (72, 192, 3)
     left, right = frames[0][:, :96].astype(int), frames[0][:, 96:].astype(int)
     assert left[..., 0].max() > 150 and left[..., 2].max() > 150  # both balls are seen
     # Depth colours: the near ball is red, the far one blue.
     near, far = (np.unravel_index(left[..., c].argmax(), left.shape[:2]) for c in (0, 2))
     assert right[near][0] > right[near][2] and right[far][2] > right[far][0]
+
+
+def test_cameras_of_a_colmap_model(scene):
+    pytest.importorskip("pycolmap")
+    from da3gs.data.colmap import write_colmap
+
+    (scene / "images").mkdir()
+    names = [f"{view}.png" for view in range(3)]
+    for name in names:
+        Image.new("RGB", (64, 48)).save(scene / "images" / name)
+    write_colmap(scene / "sparse", row_of_cameras(), names)
+    for source, output in ((".", "out_colmap"), ("cameras.json", "out_json")):
+        if source == ".":
+            (scene / "cameras.json").rename(scene / "hidden.json")
+        assert run("scene.ply", "--output", output, "--cameras", source, "--trajectory", "cameras") == 0
+        if source == ".":
+            (scene / "hidden.json").rename(scene / "cameras.json")
+    a, b = (np.asarray(Image.open(scene / name / "0001.png")).astype(int) for name in ("out_colmap", "out_json"))
+    assert np.abs(a - b).max() <= 1
 
 
 @pytest.mark.parametrize("trajectory", ["orbit", "spiral", "wobble", "dolly", "dolly-zoom", "interpolate"])
