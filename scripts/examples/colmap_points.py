@@ -2,9 +2,9 @@
 
     python scripts/examples/colmap_points.py POINTS.npz --output garden.png
 
-POINTS.npz holds means3d [N, 3], colors [N, 3] uint8, viewmats [C, 4, 4] (world to camera, OpenCV), Ks [C, 3, 3], width and
-height (the layout of gsplat's test scene). Each point becomes a sphere as wide as the mean distance to its three nearest
-neighbours, the usual start of a splat optimisation. Prints the CPU time per picture. Needs scipy.
+POINTS.npz holds means3d [N, 3], colors [N, 3] uint8, viewmats [C, 4, 4] (world to camera, OpenCV), Ks [C, 3, 3], width
+and height (the layout of gsplat's test scene). Each point becomes a sphere as wide as the mean distance to its three
+nearest neighbours, the usual start of a splat optimisation. Prints the CPU time per picture. Needs scipy.
 """
 
 import argparse

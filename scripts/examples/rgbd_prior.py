@@ -3,8 +3,8 @@
     python scripts/examples/rgbd_prior.py DATA --output out/ --views 6 --width 480 --height 270
 
 DATA is a folder with a transforms.json that has depth files and a train/test split. Writes scene.ply, a contact sheet
-(target | render per held-out view), a fly-through, and prints the PSNR over covered pixels: colour divided by alpha where
-alpha > 0.5, so that holes count as missing coverage and not as black.
+(held-out photographs above renders) and a fly-through, and prints the PSNR over covered pixels: colour divided by alpha
+where alpha > 0.5, so that holes count as missing coverage and not as black.
 """
 
 import argparse
@@ -76,11 +76,15 @@ def main() -> None:
 
 
 def _write_pictures(output: Path, targets: RGBDFrames, gaussians: Gaussians, renders: torch.Tensor) -> None:
-    from da3gs.export.video import write_contact_sheet, write_render_video
-    from da3gs.rendering.trajectories import wobble
+    from da3gs.export.video import render_frames, uint8_picture, write_contact_sheet, write_video
+    from da3gs.rendering.trajectories import typical_depth, wobble
 
-    write_contact_sheet(output / "preview.png", targets.images.movedim(1, -1), renders)
-    write_render_video(output / "flythrough.mp4", gaussians, wobble(targets.cameras[:1], frames=60))
+    photographs = [uint8_picture(image.movedim(0, -1)) for image in targets.images]
+    rows = [("held-out photograph", photographs), ("render", [uint8_picture(picture) for picture in renders])]
+    write_contact_sheet(output / "preview.png", rows, columns=targets.names)
+    path = wobble(targets.cameras, frames=60, depth_hint=typical_depth(gaussians, targets.cameras))
+    frames = render_frames(gaussians, path, config=RenderConfig(antialiased=True, depth=False))
+    write_video(output / "flythrough.mp4", frames, total=len(path), progress=True)
 
 
 if __name__ == "__main__":
