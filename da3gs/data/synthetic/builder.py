@@ -3,20 +3,25 @@
 World: metres, z up. A `Place` is a local frame on the floor, turned about z, in which furniture is described.
 """
 
+import functools
 import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from da3gs.data.synthetic.backdrops import FIRST_OBJECT_ID, Ground, Room
 from da3gs.data.synthetic.solids import Solids
-from da3gs.data.synthetic.textures import KINDS, TextureBank, texture_layer
+from da3gs.data.synthetic.textures import KINDS, RELIEF_RANGE, TextureBank, texture_layer
 
 Vec3 = tuple[float, float, float]
+
+# Slow changes of tone: waves over the surface, in radians per metre.
+BLOTCH_WAVES = ((1.7, 0.6), (-0.9, 2.3), (3.1, -2.2), (5.3, 4.1))
 
 # Metres per tile, and how shiny: (strength, exponent).
 _TILE_M = {
@@ -123,6 +128,22 @@ class SyntheticScene:
     @property
     def indoors(self) -> bool:
         return isinstance(self.backdrop, Room)
+
+    @functools.cached_property
+    def shading_arrays(self) -> tuple:
+        """What `shading_cpu.radiance` takes of the scene."""
+        look, bank, air = self.materials, self.bank, (0.0, 0.0, 0.0, 0.0, 0.0)
+        if not self.indoors:
+            air = (self.sky.haze, self.backdrop.radius, *self.sky.horizon)
+        lights = [(*light.position, *light.color, float(light.sun)) for light in self.lights]
+        glows = [(*glow.center, *glow.normal, glow.area, *glow.color) for glow in self.glows]
+        return (
+            bank.texels.view(torch.uint8).view(-1, 4).numpy(), bank.level_start.numpy(), np.float32(RELIEF_RANGE),
+            *(getattr(look, f.name).contiguous().numpy() for f in fields(look)),
+            np.array(BLOTCH_WAVES, np.float32),
+            np.array(lights, np.float32).reshape(-1, 7), np.array(glows, np.float32).reshape(-1, 10),
+            *(np.array(values, np.float32) for values in (self.ambient_up, self.ambient_down, air)),
+        )  # fmt: skip
 
     def to(self, device) -> "SyntheticScene":
         return replace(

@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from da3gs.data.synthetic.builder import SyntheticScene
+from da3gs.data.synthetic import shading_cpu, solids
+from da3gs.data.synthetic.builder import BLOTCH_WAVES, SyntheticScene
 from da3gs.data.synthetic.lighting import haze, shade, sky_radiance, visibility
 from da3gs.geometry.cameras import Cameras
 
@@ -21,8 +22,6 @@ SKY_ID = -1
 _TILE_PX = 16
 _EDGE_GROUP = 64
 _EDGE_OFFSETS_PX = ((-0.32, 0.13), (0.3, 0.34), (0.12, -0.36), (-0.1, 0.4), (0.4, -0.1), (-0.4, -0.3), (0.0, 0.0))
-# Slow changes of tone: waves over the surface, in radians per metre.
-_BLOTCH_WAVES = ((1.7, 0.6), (-0.9, 2.3), (3.1, -2.2), (5.3, 4.1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,25 +133,34 @@ def radiance_of(
 ) -> Float[Tensor, "T R 3"]:
     """Linear colour along rays: texture, light and haze on surfaces, and the sky between them."""
     directions = rays.directions.transpose(1, 2).reshape(-1, 3)
-    result = torch.empty_like(directions)
     open_sky = hits.sky.flatten()
-    seen = (~open_sky).nonzero().squeeze(-1)
-    if len(seen):
-        t, frames = hits.t.flatten()[seen], hits.frames.flatten(0, 1)[seen]
-        length = directions[seen].norm(dim=-1)
-        toward_eye = -directions[seen] / length[:, None]
-        angle = rays.pixel_angle[:, None].expand(hits.t.shape).flatten()[seen]
-        cosine = (frames[:, 2] * toward_eye).sum(-1).clamp(0.05, 1)
-        material = hits.material.flatten()[seen]
-        albedo, normals = _surface_look(
-            scene, material, hits.uv.flatten(0, 1)[seen], frames, footprint_m=t * angle / cosine.sqrt()
-        )
-        points = hits.points.reshape(-1, 3)[seen]
-        light = shade(scene, points, normals, toward_eye, albedo, material, openness.flatten(0, 1)[seen])
-        result[seen] = haze(scene, light, t * length)
-    if len(seen) < len(directions):
+    surface = _surface_loop if solids.use_loops(directions) else _surface_tensors
+    result = surface(scene, directions, rays.pixel_angle, hits, openness)
+    if open_sky.any():
         result[open_sky] = sky_radiance(scene, directions[open_sky])
     return result.view(*hits.t.shape, 3)
+
+
+def _surface_loop(scene: SyntheticScene, directions, pixel_angle, hits: Hits, openness) -> Float[Tensor, "N 3"]:
+    result = torch.empty_like(directions)
+    angle = pixel_angle[:, None].expand(hits.t.shape)
+    values = (hits.t, directions, angle, hits.points, hits.frames, hits.uv, hits.material, hits.sky, openness)
+    trailing = (0, 1, 0, 1, 2, 1, 0, 0, 1)  # dimensions after the points'
+    flat = [x.reshape(-1, *x.shape[x.ndim - d :]).contiguous().numpy() for x, d in zip(values, trailing, strict=True)]
+    shading_cpu.radiance(*flat, *scene.shading_arrays, result.numpy())
+    return result
+
+
+def _surface_tensors(scene: SyntheticScene, directions, pixel_angle, hits: Hits, openness) -> Float[Tensor, "N 3"]:
+    t, frames, material = hits.t.flatten(), hits.frames.flatten(0, 1), hits.material.flatten()
+    length = directions.norm(dim=-1)
+    toward_eye = -directions / length[:, None]
+    angle = pixel_angle[:, None].expand(hits.t.shape).flatten()
+    footprint_m = t * angle / (frames[:, 2] * toward_eye).sum(-1).clamp(0.05, 1).sqrt()
+    albedo, normals = _surface_look(scene, material, hits.uv.flatten(0, 1), frames, footprint_m)
+    points = hits.points.reshape(-1, 3)
+    light = shade(scene, points, normals, toward_eye, albedo, material, openness.flatten(0, 1))
+    return haze(scene, light, t * length)
 
 
 def _surface_look(scene: SyntheticScene, material, uv, frames, footprint_m) -> tuple[Tensor, Tensor]:
@@ -164,7 +172,7 @@ def _surface_look(scene: SyntheticScene, material, uv, frames, footprint_m) -> t
     color, slope = scene.bank.sample(layer, torch.where(turned, uv.flip(-1), uv) / tile, footprint_m / tile[:, 0])
     gray = color.mean(-1, keepdim=True)
     color = gray + look.saturation[material][:, None] * (color - gray)
-    waves = torch.sin(uv @ uv.new_tensor(_BLOTCH_WAVES).T + material[:, None]).mean(-1)
+    waves = torch.sin(uv @ uv.new_tensor(BLOTCH_WAVES).T + material[:, None]).mean(-1)
     tone = 1 + 1.5 * look.blotch[material] * waves
     albedo = (color * look.tint[material] * tone[:, None]).clamp(0.0, 0.95)
 

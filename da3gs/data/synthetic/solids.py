@@ -77,7 +77,7 @@ class Solids:
         """
         t = directions.new_full((len(directions), directions.shape[-1]), torch.inf)
         index = torch.full_like(t, -1, dtype=torch.long)
-        if _on_cpu(directions):
+        if use_loops(directions):
             rays = _array(origins[..., 0]), _array(directions)
             solids_cpu.nearest(*rays, *self._arrays, t.numpy(), index.numpy())
             return t, index
@@ -101,7 +101,7 @@ class Solids:
             targets: Within `target_radius` of one place per group (a light and its extent).
         """
         blocked = torch.zeros(len(points), points.shape[-1], dtype=torch.bool, device=points.device)
-        if _on_cpu(points):
+        if use_loops(points):
             segments = _array(points), _array(targets), np.float32(target_radius)
             solids_cpu.blocked(*segments, *self._arrays, blocked.numpy())
             return blocked
@@ -192,7 +192,7 @@ class Solids:
             reach: Solids farther away than this from all points of a group are not looked at.
         """
         result = points.new_full((len(points), points.shape[-1]), reach)
-        if _on_cpu(points):
+        if use_loops(points):
             solids_cpu.clearance(_array(points), np.float32(reach), *self._arrays, result.numpy())
             return result
         middle = points.mean(-1)
@@ -225,7 +225,7 @@ class Solids:
         self, index: Int64[Tensor, " N"], points: Float[Tensor, "N 3"]
     ) -> tuple[Float[Tensor, "N 3 3"], Float[Tensor, "N 2"]]:
         """Texture frames (unit rows: directions of growing u and v, outward normal) and uv in metres."""
-        if _on_cpu(points):
+        if use_loops(points):
             frames, uv = points.new_empty(len(points), 3, 3), points.new_empty(len(points), 2)
             solids_cpu.surface(_array(index), _array(points), *self._arrays[:-1], frames.numpy(), uv.numpy())
             return frames, uv
@@ -271,11 +271,11 @@ class Solids:
 
 
 # Tests turn this off to run the tensor code on the CPU.
-_USE_LOOPS = True
+LOOPS_ON_CPU = True
 
 
-def _on_cpu(x: Tensor) -> bool:
-    return _USE_LOOPS and x.device.type == "cpu"
+def use_loops(x: Tensor) -> bool:
+    return LOOPS_ON_CPU and x.device.type == "cpu"
 
 
 def _array(x: Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ VARIANTS = 3
 _LEVELS = SIZE.bit_length()  # 256 ... 1
 _PHOTO_LAYERS = 24
 # Relief is stored in one byte; this is the range it spans, in the recipes' units.
-_RELIEF_RANGE = 8.0
+RELIEF_RANGE = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ class TextureBank:
         relief = texel[..., 3]
         du = (relief[1] - relief[0]) * (1 - fy[:, 0]) + (relief[3] - relief[2]) * fy[:, 0]
         dv = (relief[2] - relief[0]) * (1 - fx[:, 0]) + (relief[3] - relief[1]) * fx[:, 0]
-        slope = torch.stack([du, dv], -1) * (size[:, None] * (_RELIEF_RANGE / 255))
+        slope = torch.stack([du, dv], -1) * (size[:, None] * (RELIEF_RANGE / 255))
         return display * display, slope
 
 
@@ -124,7 +124,7 @@ def _build_bank(seed: int, photos: str | None) -> TextureBank:
 
 
 def _pack_levels(pictures: np.ndarray, reliefs: np.ndarray) -> tuple[Tensor, Tensor]:
-    relief_byte = np.clip(reliefs / _RELIEF_RANGE + 0.5, 0, 1)
+    relief_byte = np.clip(reliefs / RELIEF_RANGE + 0.5, 0, 1)
     level = torch.from_numpy(np.concatenate([pictures, relief_byte[..., None]], -1)).permute(0, 3, 1, 2)
     parts, starts = [], [0]
     for _ in range(_LEVELS):
