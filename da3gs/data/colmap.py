@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _MODEL_FOLDERS = (".", "sparse/0", "sparse", "colmap/sparse/0", "dense/sparse", "0")
 _ASPECT_TOLERANCE = 0.02
 _QUARTER_TURNS = (5, 6, 7, 8)
+# Bytes of a camera with three parameters, of an image without name and points, of a point without track.
+_SMALLEST_RECORD = {"cameras.bin": 48, "images.bin": 73, "points3D.bin": 51}
 _PINHOLE_ID = 1  # COLMAP's number of the PINHOLE model: fx fy cx cy
 
 # Model -> kind of lens, and where its coefficients stand among `params`: k1 k2 p1 p2 k3 k4 k5 k6, or fisheye k1..k4.
@@ -122,6 +124,7 @@ def read_colmap(
 
     photos, poses, K, sizes, skipped = [], [], [], [], []
     lenses: dict[tuple, Lens] = {}
+    flat: dict[Lens, np.ndarray] = {}
     for image in registered:
         path = root / image.name
         where = f"{model_folder}, image {image.name}"
@@ -138,7 +141,9 @@ def read_colmap(
         distorted = bool(lens.coefficients.any()) or lens.model == "fisheye"
         photos.append(Photo(path, image.name, lens if distorted else None, upright))
         poses.append(_cam_from_world(image))
-        K.append(lens.pinhole_K() if distorted else lens.K)
+        if lens not in flat:
+            flat[lens] = lens.pinhole_K() if distorted else lens.K
+        K.append(flat[lens])
         sizes.append((width, height))
     if not photos:
         name, reason = skipped[0]
@@ -214,18 +219,33 @@ def write_colmap(
 
 
 def _load(pycolmap: ModuleType, folder: Path) -> Any:
-    for name in ("cameras", "images"):
-        if all((folder / f"{name}{suffix}").stat().st_size == 0 for suffix in _suffixes(folder, name)):
-            raise FormatError(f"{folder}: {name} is empty (0 bytes)")
+    _check_counts(folder)
     try:
-        return pycolmap.Reconstruction(str(folder))
+        reconstruction = pycolmap.Reconstruction(str(folder))
     # pycolmap turns the exceptions and failed checks of COLMAP into these.
     except (ValueError, RuntimeError, IndexError, KeyError, MemoryError, OverflowError) as error:
         raise FormatError(f"{folder}: the COLMAP model is damaged ({error}); export it again") from error
+    # COLMAP reads past the end of a truncated binary file without a word: the records found must fit into the file.
+    sizes = {
+        "cameras.bin": sum(24 + 8 * len(camera.params) for camera in reconstruction.cameras.values()),
+        "images.bin": sum(73 + len(i.name.encode()) + 24 * len(i.points2D) for i in reconstruction.images.values()),
+        "points3D.bin": sum(51 + 8 * len(point.track.elements) for point in reconstruction.points3D.values()),
+    }
+    for name, size in sizes.items():
+        if (folder / name).is_file() and (folder / name).stat().st_size < 8 + size:
+            raise FormatError(f"{folder}: {name} is truncated; copy or export it again")
+    return reconstruction
 
 
-def _suffixes(folder: Path, name: str) -> list[str]:
-    return [suffix for suffix in (".bin", ".txt") if (folder / f"{name}{suffix}").is_file()]
+def _check_counts(folder: Path) -> None:
+    """The number of records that a binary file starts with must fit into it: COLMAP would read on for minutes."""
+    for path in sorted(folder.glob("*.bin")):
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+        smallest = _SMALLEST_RECORD.get(path.name, 1)
+        if len(head) < 8 or 8 + struct.unpack("<Q", head)[0] * smallest > size:
+            raise FormatError(f"{folder}: {path.name} is truncated or damaged ({size} bytes); copy or export it again")
 
 
 def _image_root(model_folder: Path, image_folder: str | os.PathLike | None, names: list[str]) -> Path:
