@@ -159,16 +159,17 @@ class _Composite(torch.autograd.Function):
                 ids, p, dx, dy, uncapped = _chunk(
                     parameters, splats, offsets, block[active], sizes[active], start, ctx.tiles_x
                 )
-                alpha = uncapped.clone()
-                weight, live, reaching = _weights(alpha, before[active], done[active])
+                alpha, T = uncapped.clamp_max(dense.MAX_ALPHA), before[active]
+                reaching, ended = _advance(alpha, T, done[active])
+                weight = alpha * reaching
                 v = v_image[block[active]]
                 along = torch.bmm(p[..., 6:], v.transpose(1, 2))  # <g, c> per splat and pixel
                 rest = behind[active][:, None] - torch.cumsum(weight * along, 1)
                 v_sigma = reaching.mul_(along).sub_(rest / (1 - alpha)).mul_(alpha).neg_()
-                v_sigma.mul_(live & (uncapped <= dense.MAX_ALPHA))
+                v_sigma.mul_(uncapped <= dense.MAX_ALPHA)
                 v_channels = torch.bmm(weight, v)
-                done[active] |= ~live[:, -1]
-                before[active] -= weight.sum(1)
+                done[active] |= ended
+                before[active] = T - weight.sum(1)
                 behind[active] = rest[:, -1]
                 # moments of v_sigma over the tile's rows and columns give the rest
                 powers_x = torch.stack([torch.ones_like(dx), dx, dx * dx], -1)
@@ -218,10 +219,10 @@ def _chunk(parameters, splats, offsets, tiles, sizes, start, tiles_x):
     return ids, p, dx, dy, alpha.flatten(2)
 
 
-def _weights(alpha, before, done):
-    """T alpha of each splat, which splats still count, and T; `alpha` is capped and cut in place."""
-    alpha.clamp_max_(dense.MAX_ALPHA).mul_(alpha >= dense.MIN_ALPHA)
+def _advance(alpha, before, done):
+    """T in front of each splat, and which pixels have ended; alphas that do not count become 0 in place."""
+    alpha.mul_(alpha >= dense.MIN_ALPHA)
     after = torch.cumprod(1 - alpha, 1).mul_(before[:, None])
     live = (after > dense.MIN_TRANSMITTANCE) & ~done[:, None]
-    reaching = torch.cat([before[:, None], after[:, :-1]], 1)
-    return (alpha * live).mul_(reaching), live, reaching
+    alpha.mul_(live)
+    return torch.cat([before[:, None], after[:, :-1]], 1), ~live[:, -1]
