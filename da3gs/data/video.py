@@ -23,8 +23,10 @@ _TRACKED_POINTS = 200
 # A frame counts as sharp if its measure reaches this fraction of the sharpest in its segment; of those the most central
 # one is taken, so that neighbours keep their distance.
 _SHARP_ENOUGH = 0.75
-# Every frame advances by at least this fraction of the mean motion, so that pauses still get some frames.
+# Every frame advances by at least this fraction of the mean motion, so that pauses still get some frames, and by at
+# least this fraction of the width, so that coding noise is not taken for motion.
 _PAUSE_MOTION = 0.1
+_NOISE_MOTION = 0.002
 # Motion beyond this fraction of the width from one frame to the next is a cut or lost track.
 _MAX_MOTION = 0.2
 # A file whose frames and time both end before this fraction of what its header promises is truncated.
@@ -138,8 +140,7 @@ def choose_frames(sharpness: Float[np.ndarray, " F"], motion: Float[np.ndarray, 
         return list(range(total))
     steps = np.asarray(motion, dtype=np.float64).copy()
     steps[0] = 0.0
-    mean = steps[1:].mean() if total > 1 else 0.0
-    steps = np.maximum(steps, _PAUSE_MOTION * mean) if mean > 0 else np.ones(total)
+    steps = np.maximum(steps, max(_PAUSE_MOTION * steps[1:].mean(), _NOISE_MOTION))
     position = np.cumsum(steps)
     position = (position - position[0]) / (position[-1] - position[0])
     piece = np.minimum((position * count).astype(int), count - 1)
@@ -252,7 +253,10 @@ def _decode(path: Path, wanted: list[int]) -> list[np.ndarray]:
 
 
 class _Capture:
-    """An opened cv2.VideoCapture; FFmpeg's own complaints about damaged files are kept off stderr."""
+    """An opened cv2.VideoCapture. Complaints of OpenCV and FFmpeg about damaged files are kept off stderr.
+
+    FFmpeg's level is read from the environment when OpenCV first opens a video, so another opener may have set it.
+    """
 
     def __init__(self, path: Path):
         if not path.is_file():
@@ -264,12 +268,15 @@ class _Capture:
     def __enter__(self) -> "cv2.VideoCapture":
         import cv2
 
-        quiet = os.environ.get(_LOG_LEVEL)
+        level = cv2.utils.logging.getLogLevel()
+        unset = _LOG_LEVEL not in os.environ
         os.environ.setdefault(_LOG_LEVEL, "-8")  # AV_LOG_QUIET
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
             self.capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
         finally:
-            if quiet is None:
+            cv2.utils.logging.setLogLevel(level)
+            if unset:
                 del os.environ[_LOG_LEVEL]
         return self.capture
 
