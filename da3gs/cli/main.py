@@ -26,6 +26,9 @@ class Command:
 
 # Keys of two words ("evaluate nvs") make groups.
 COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        "da3gs.cli.demo", "DemoCommand", "See it work on a procedural scene, with numbers beside the truth."
+    ),
     "reconstruct": Command(
         "da3gs.cli.reconstruct", "ReconstructCommand", "Photographs, a video or a data set to Gaussian splats."
     ),

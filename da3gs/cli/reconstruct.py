@@ -60,8 +60,8 @@ class ReconstructCommand:
     depth: Literal["network", "given"] = "network"
     """Depth from the network, or the input's own (RGB-D); with poses no network is needed then."""
 
-    size: Annotated[int, arg(metavar="PX")] = 504
-    """Longest side of the processed images."""
+    size: Annotated[int | None, arg(metavar="PX")] = None
+    """Longest side of the processed images. Default: what suits the model."""
 
     max_views: Annotated[int | None, arg(metavar="N")] = None
     """Use at most this many views, spread over the input."""

@@ -23,7 +23,7 @@ from da3gs.gaussians import Gaussians
 from da3gs.geometry.alignment import SCALE, Alignment, align_cameras
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
-from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, Views, prepare_views
+from da3gs.images import ImageLike, ResizeMethod, Views, prepare_views
 from da3gs.model.checkpoints import Network, attach_gs_head, load_network
 from da3gs.model.depth_heads import FEWEST_PIXELS, SKY_QUANTILE, SKY_THRESHOLD
 from da3gs.model.gaussian_adapter import AdapterConfig, gaussians_from_raw
@@ -94,7 +94,7 @@ class DA3Model:
         images: Float[Tensor, "V 3 H W"] | Sequence[ImageLike],
         cameras: Cameras | None = None,
         *,
-        size_px: int = DEFAULT_SIZE_PX,
+        size_px: int | None = None,
         method: ResizeMethod = "upper_bound_resize",
         camera_source: str = "head",
         reference_view: str = "saddle_balanced",
@@ -110,7 +110,7 @@ class DA3Model:
         Args:
             images: RGB [V, 3, H, W] in [0, 1], or a sequence of tensors, arrays, Pillow images or paths of any sizes.
             cameras: Of the original images (their sizes), poses optional.
-            size_px: Longest (or shortest, by `method`) side of the processed images.
+            size_px: Longest (or shortest, by `method`) side of the processed images; by default what suits the model.
             method: How images come to multiples of 14 px; see `prepare_views`.
             camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
             reference_view: How the network picks its reference view among three or more without poses.
@@ -121,7 +121,7 @@ class DA3Model:
             InputError: Unusable images or cameras.
         """
         # 1. Images, and cameras with them, on the patch grid.
-        views = prepare_views(images, cameras, size_px=size_px, method=method).to(self.device)
+        views = prepare_views(images, cameras, size_px=size_px or self.config.size_px, method=method).to(self.device)
         given = views.cameras
         # 2. The network, conditioned on given poses in the frame and scale it was trained with.
         out = self._run(views, given, camera_source, reference_view, gaussians, seed)

@@ -92,6 +92,7 @@ class ModelConfig:
         name: Preset name, or the name of a configuration read from a file.
         cameras: None for the single-view depth models.
         metric: Nested models only: the metric-depth network that sets the scale.
+        size_px: Longest side of the images the weights do best at; the default of `predict`.
         repository: Hub repository of the released weights; None when there is none.
         licence: Licence of the released weights.
     """
@@ -102,6 +103,7 @@ class ModelConfig:
     cameras: CameraConfig | None = None
     gs_head: GSHeadConfig | None = None
     metric: "ModelConfig | None" = None
+    size_px: int = 504
     repository: str | None = None
     licence: str = "unknown"
 
@@ -258,12 +260,13 @@ _METRIC = ModelConfig(
 )
 
 PRESETS: dict[str, ModelConfig] = {
-    # Our own distilled size; the camera encoder's 6 heads of 32 divide its width.
+    # Our own size, trained from scratch on small pictures; the camera encoder's 6 heads of 32 divide its width.
     "da3-tiny": ModelConfig(
         name="da3-tiny",
         backbone=BackboneConfig(192, 12, 3, (5, 7, 9, 11), **_ANY_VIEW_12),
         head=HeadConfig(32, (24, 48, 96, 192)),
         cameras=CameraConfig(heads=6),
+        size_px=140,
         licence=_APACHE,
     ),
     "da3-small": ModelConfig(

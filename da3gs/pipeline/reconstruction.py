@@ -47,7 +47,8 @@ class ReconstructConfig:
     """How to reconstruct.
 
     Attributes:
-        size_px: Longest (or shortest, by `method`) side of the processed images; lowered when memory is short.
+        size_px: Longest (or shortest, by `method`) side of the processed images; lowered when memory is short. None:
+            what suits the model, 504 without one.
         method: How images come to the network's patch grid; see `da3gs.images.prepare_views`.
         depth: "network", or "given": the input's own depth maps (RGB-D). With given poses no network is needed then.
         camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
@@ -63,7 +64,7 @@ class ReconstructConfig:
         seed: Of everything random.
     """
 
-    size_px: int = DEFAULT_SIZE_PX
+    size_px: int | None = None
     method: ResizeMethod = "upper_bound_resize"
     depth: Literal["network", "given"] = "network"
     camera_source: Literal["head", "rays"] = "head"
@@ -193,7 +194,7 @@ def reconstruct(
 def _measured(source: Source, config: ReconstructConfig, stages: Stages, report: Report) -> _Surface:
     """Given depth seen by given cameras: splats by the geometric prior alone."""
     with stages("placing Gaussians"):
-        views = views_without_network(source, config.size_px)
+        views = views_without_network(source, config.size_px or DEFAULT_SIZE_PX)
         assert views.cameras is not None and source.depth is not None
         depth = depth_on(views, source.depth)
         if not (depth > 0).any():
@@ -300,7 +301,8 @@ def _fitted(source: Source, model: DA3Model, config: ReconstructConfig, report: 
     """Views and size that fit into the memory that is free."""
     width, height = source.first_size()
     aspect = min(width, height) / max(width, height)
-    longest = config.size_px if config.method.startswith("upper") else round(config.size_px / aspect)
+    asked = config.size_px or model.config.size_px
+    longest = asked if config.method.startswith("upper") else round(asked / aspect)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
     free = free_memory(model.device)
     plan = plan_memory(
@@ -314,7 +316,7 @@ def _fitted(source: Source, model: DA3Model, config: ReconstructConfig, report: 
     )
     report.content["memory"] = {"estimate_bytes": plan.estimate_bytes, "free_bytes": plan.free_bytes}
     if plan.changed is None:
-        return source, config.size_px
+        return source, asked
     report.chose("size_px and views", [plan.size_px, plan.views], plan.changed)
     report.warn(plan.changed, logged=True)
     size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
