@@ -1,0 +1,155 @@
+"""The feed-forward start: context views of the training set in, Gaussians in nerfstudio's frame out.
+
+    training cameras ─► a few context views ─► network ─► one Gaussian per pixel ─► filters, budget ─► selection
+
+Letters: V context views, H W pixels of the processed images, N selected Gaussians.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from da3gs.data.view_choice import evenly_spread, farthest_views
+from da3gs.errors import InputError
+from da3gs.fusion import filter_pixels
+from da3gs.gaussians import Gaussians
+from da3gs.geometry.cameras import Cameras
+from da3gs.images import Views
+from da3gs.model.da3_model import DA3Model
+from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pixels
+from da3gs.rendering import RenderConfig, contributions
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class ContextViews:
+    """The photographs the network sees, as the data manager holds them (undistorted).
+
+    Attributes:
+        indices: Of the training images, ascending.
+        names: File names.
+        images: V tensors [3, H, W] in [0, 1] on the CPU; sizes may differ.
+        cameras: In nerfstudio's frame, at the sizes of the images.
+        valid: Where a photograph counts; None for everywhere.
+    """
+
+    indices: tuple[int, ...]
+    names: tuple[str, ...]
+    images: list[Tensor]
+    cameras: Cameras
+    valid: list[Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """What the network says about the context views.
+
+    Attributes:
+        prediction: In nerfstudio's frame and scale.
+        selection: Index of every kept Gaussian among one per pixel.
+        gaussians: The kept ones.
+    """
+
+    prediction: ScenePrediction
+    selection: Int64[Tensor, " N"]
+    gaussians: Gaussians
+
+
+def choose_views(cameras: Cameras, count: int, strategy: Literal["farthest", "evenly"]) -> list[int]:
+    """Indices of at most `count` cameras, ascending; deterministic."""
+    if count < 1:
+        raise InputError(f"--pipeline.model.context-views must be >= 1; got {count}")
+    if strategy == "evenly":
+        return evenly_spread(len(cameras), count)
+    return farthest_views(cameras, count)
+
+
+def read_context(datamanager: Any, *, count: int, strategy: Literal["farthest", "evenly"]) -> ContextViews:
+    """Context views of the training set.
+
+    Args:
+        datamanager: A FullImageDatamanager; its images are read (and undistorted) on the way, its cameras after that.
+    """
+    cached = datamanager.cached_train
+    dataset = datamanager.train_dataset
+    cameras = cameras_from_nerfstudio(dataset.cameras.to("cpu"))
+    indices = choose_views(cameras, count, strategy)
+    black = torch.zeros(3)
+    return ContextViews(
+        tuple(indices),
+        tuple(dataset.image_filenames[index].name for index in indices),
+        [picture(cached[index], black).cpu().permute(2, 0, 1).contiguous() for index in indices],
+        cameras[indices],
+        [valid_pixels(cached[index]) for index in indices],
+    )
+
+
+@torch.no_grad()
+def feed_forward(
+    model: DA3Model, context: ContextViews, *, size_px: int, max_gaussians: int | None, sh_degree: int
+) -> FeedForward:
+    """Run the network once and keep the Gaussians that deserve it.
+
+    Raises:
+        InputError: Nothing is left, or the model places no Gaussians.
+    """
+    prediction = model.predict(context.images, context.cameras, size_px=size_px)
+    if prediction.gaussians is None or prediction.cameras is None:
+        raise InputError(f"{model.config.name} places no Gaussians for these views; use an any-view model (da3-base)")
+    keep, records = filter_pixels(
+        prediction.gaussians,
+        prediction.depth,
+        prediction.cameras,
+        confidence=prediction.confidence,
+        sky=prediction.sky,
+    )
+    keep &= _processed_masks(context.valid, prediction.views).to(keep.device).flatten()
+    selection = keep.nonzero()[:, 0]
+    if len(selection) == 0:
+        steps = ", ".join(f"{record.name} {record.before - record.after}" for record in records)
+        raise InputError(f"no Gaussian of the context views is left after filtering (dropped: {steps})")
+    gaussians = prediction.gaussians.with_sh_degree(sh_degree)
+    if max_gaussians is not None and len(selection) > max_gaussians:
+        if max_gaussians < 1:
+            raise InputError(f"--pipeline.model.max-gaussians must be >= 1; got {max_gaussians}")
+        weight = contributions(gaussians[selection], prediction.cameras, RenderConfig(depth=False))
+        selection = selection[weight.topk(max_gaussians).indices.sort().values]
+    logger.info("%d of %d Gaussians kept", len(selection), len(keep))
+    return FeedForward(prediction, selection, gaussians[selection])
+
+
+def _processed_masks(valid: list[Tensor | None], views: Views) -> Bool[Tensor, "V H W"]:
+    """Masks of the photographs at the processed size, by the record of resizing and cropping."""
+    width, height = views.size
+    masks = torch.ones(len(views), height, width, dtype=torch.bool)
+    for view, mask in enumerate(valid):
+        if mask is not None:
+            resized_width, resized_height = views.resized_size[view].tolist()
+            left, top = views.crop_left_top[view].tolist()
+            resized = F.interpolate(mask.cpu()[None, None].float(), (resized_height, resized_width), mode="area")
+            masks[view] = resized[0, 0, top : top + height, left : left + width] > 0.5
+    return masks
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all weights but those of a Gaussian head."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(network.named_parameters()):
+        if not name.startswith(("gs_head.", "any_view.gs_head.")):
+            digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def typical_depth(gaussians: Gaussians, cameras: Cameras) -> Float[Tensor, ""]:
+    """Median distance from the centre of the cameras to the Gaussians: the size of the scene."""
+    center = cameras.centers.to(gaussians.means).mean(0)
+    return (gaussians.means - center).norm(dim=1).median()
