@@ -187,6 +187,26 @@ def prefetch(typing_context, array, offset):
     return types.void(array, types.intp), emit
 
 
+def _strided_pointers(context, builder, array_type, array, first, stride, last_lane=None):
+    """Pointers [WIDTH] to array[first + lane * stride], with lanes capped at `last_lane`."""
+    wide = ir.VectorType(ir.IntType(64), WIDTH)
+    lane = ir.Constant(wide, list(range(WIDTH)))
+    if last_lane is not None:
+        last = _splat_int(builder, last_lane, wide)
+        lane = builder.select(builder.icmp_signed("<", lane, last), lane, last)
+    bytes_each = context.get_abi_sizeof(context.get_data_type(array_type.dtype))
+    step = builder.mul(stride, stride.type(bytes_each))
+    start = builder.ptrtoint(_address(context, builder, array_type, array, first), ir.IntType(64))
+    addresses = builder.add(_splat_int(builder, start, wide), builder.mul(lane, _splat_int(builder, step, wide)))
+    pointer = context.get_data_type(array_type.dtype).as_pointer()
+    return builder.inttoptr(addresses, ir.VectorType(pointer, WIDTH))
+
+
+def _splat_int(builder, scalar, vector_type):
+    one = builder.insert_element(ir.Constant(vector_type, ir.Undefined), scalar, _INT(0))
+    return builder.shuffle_vector(one, ir.Constant(vector_type, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
+
+
 @intrinsic
 def gather(typing_context, array, first, stride, count):
     """Lanes array[first + lane * stride]; lanes from `count` (>= 1) on repeat the last one before it."""
@@ -194,15 +214,13 @@ def gather(typing_context, array, first, stride, count):
     def emit(context, builder, sig, args):
         array_value, first_value, stride_value, count_value = args
         last = builder.sub(count_value, count_value.type(1))
-        values = ir.Constant(_FLOATS, ir.Undefined)
-        for lane in range(WIDTH):
-            number = count_value.type(lane)
-            number = builder.select(builder.icmp_signed("<", number, last), number, last)
-            offset = builder.add(first_value, builder.mul(number, stride_value))
-            element = builder.load(_address(context, builder, sig.args[0], array_value, offset))
-            values = builder.insert_element(values, element, _INT(lane))
-        return values
+        pointers = _strided_pointers(context, builder, sig.args[0], array_value, first_value, stride_value, last)
+        everywhere, nothing = ir.Constant(_BITS, [1] * WIDTH), ir.Constant(_FLOATS, ir.Undefined)
+        name = f"llvm.masked.gather.v{WIDTH}f32.v{WIDTH}p0"
+        return _call(builder, name, _FLOATS, pointers, _INT(4), everywhere, nothing)
 
+    if array.dtype != types.float32:
+        return None
     return LANES(array, types.intp, types.intp, types.intp), emit
 
 
@@ -212,12 +230,13 @@ def scatter(typing_context, array, first, stride, values, mask):
 
     def emit(context, builder, sig, args):
         array_value, first_value, stride_value, values_value, mask_value = args
-        for lane in range(WIDTH):
-            with builder.if_then(builder.extract_element(mask_value, _INT(lane))):
-                offset = builder.add(first_value, builder.mul(first_value.type(lane), stride_value))
-                element = builder.extract_element(values_value, _INT(lane))
-                pointer = _address(context, builder, sig.args[0], array_value, offset)
-                builder.store(context.cast(builder, element, types.float32, sig.args[0].dtype), pointer)
+        pointers = _strided_pointers(context, builder, sig.args[0], array_value, first_value, stride_value)
+        element = sig.args[0].dtype
+        if isinstance(element, types.Integer):
+            values_value = builder.fptosi(values_value, ir.VectorType(ir.IntType(element.bitwidth), WIDTH))
+        kind = f"i{element.bitwidth}" if isinstance(element, types.Integer) else "f32"
+        name = f"llvm.masked.scatter.v{WIDTH}{kind}.v{WIDTH}p0"
+        _call(builder, name, ir.VoidType(), values_value, pointers, _INT(element.bitwidth // 8), mask_value)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.intp, LANES, MASK), emit
