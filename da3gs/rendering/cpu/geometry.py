@@ -4,9 +4,13 @@ World mean m, rotation R(q), standard deviations s; camera pose [W | p]. Zwicker
 gsplat: 2D covariance J W R S S R^T W^T J^T + BLUR I with the Jacobian J of the pinhole projection at the mean.
 """
 
+from collections import namedtuple
+
 from da3gs.rendering.cpu.compiling import device
-from da3gs.rendering.cpu.lanes import f32, maximum, minimum, sqrt
-from da3gs.rendering.cpu.layout import FOCAL_X, FOCAL_Y, LIMIT_BOTTOM, LIMIT_LEFT, LIMIT_RIGHT, LIMIT_TOP
+from da3gs.rendering.cpu.lanes import f32, gather, maximum, minimum, sqrt
+from da3gs.rendering.cpu.layout import BLUR_PX2, FOCAL_X, FOCAL_Y, LIMIT_BOTTOM, LIMIT_LEFT, LIMIT_RIGHT, LIMIT_TOP
+
+BLUR = f32(BLUR_PX2)
 
 
 @device
@@ -95,7 +99,62 @@ def squared_cross(a, b):
     return x * x + y * y + z * z
 
 
+# What the forward and the backward stage both need of a projected Gaussian.
+Footprint = namedtuple(
+    "Footprint",
+    [
+        "inverse_z",  # 1 / z-depth
+        "slope_x",  # x / z, limited
+        "slope_y",
+        "screen_x",  # rows of J W
+        "screen_y",
+        "quat",  # unit
+        "inverse_norm",  # of the quaternion
+        "rotation",  # R(q)
+        "turned_x",  # rows of J W R
+        "turned_y",
+        "axis_x",  # rows of J W R S
+        "axis_y",
+        "a",  # 2D covariance [[a, b], [b, c]], with blur
+        "b",
+        "c",
+        "sharp",  # its determinant without blur
+        "determinant",
+    ],
+)
+
+
 @device
-def blurred_determinant(sharp_determinant, a, c, blur):
-    """det(C + blur I) from det(C) and the diagonal a, c of the blurred matrix."""
-    return sharp_determinant + blur * (a + c) - blur * blur
+def footprint(camera, x, y, inverse_z, quat, sizes):
+    """The screen-space ellipse of a Gaussian at camera-frame (x, y, 1 / inverse_z)."""
+    slope_x, slope_y = clamped_slopes(camera, x, y, inverse_z)
+    screen_x, screen_y = screen_from_world(camera, slope_x, slope_y, inverse_z)
+    qw, qx, qy, qz, inverse_norm = unit_quaternion(quat[0], quat[1], quat[2], quat[3])
+    rotation = rotation_matrix(qw, qx, qy, qz)
+    turned_x, turned_y = row_times(screen_x, rotation), row_times(screen_y, rotation)
+    axis_x, axis_y = scaled(turned_x, sizes), scaled(turned_y, sizes)
+    a, b, c = dot(axis_x, axis_x) + BLUR, dot(axis_x, axis_y), dot(axis_y, axis_y) + BLUR
+    sharp = squared_cross(axis_x, axis_y)
+    # det(C + blur I) = det C + blur tr C + blur^2, in terms of the blurred diagonal
+    determinant = sharp + BLUR * (a + c) - BLUR * BLUR
+    return Footprint(
+        inverse_z, slope_x, slope_y, screen_x, screen_y, (qw, qx, qy, qz), inverse_norm, rotation,
+        turned_x, turned_y, axis_x, axis_y, a, b, c, sharp, determinant,
+    )  # fmt: skip
+
+
+@device
+def gather_3(array, i, lanes):
+    """Rows i to i + lanes of a flat [N, 3] array, as columns."""
+    return gather(array, 3 * i, 3, lanes), gather(array, 3 * i + 1, 3, lanes), gather(array, 3 * i + 2, 3, lanes)
+
+
+@device
+def gather_4(array, i, lanes):
+    """Rows i to i + lanes of a flat [N, 4] array, as columns."""
+    return (
+        gather(array, 4 * i, 4, lanes),
+        gather(array, 4 * i + 1, 4, lanes),
+        gather(array, 4 * i + 2, 4, lanes),
+        gather(array, 4 * i + 3, 4, lanes),
+    )

@@ -5,7 +5,8 @@ scratch of 16 Lanes. Coefficients are read from the flat array of [N, K, 3].
 """
 
 from da3gs.rendering.cpu.compiling import device
-from da3gs.rendering.cpu.lanes import WIDTH, f32, gather, load, splat, store
+from da3gs.rendering.cpu.lanes import WIDTH, f32, gather, load, maximum, splat, sqrt, store
+from da3gs.rendering.cpu.layout import EYE_X, EYE_Y, EYE_Z
 
 MAX_COEFFICIENTS = 16
 
@@ -21,6 +22,14 @@ Y3_YZZ = f32(0.4570457994644658)
 Y3_ZZZ = f32(0.3731763325901154)
 Y3_ZXX = f32(1.445305721320277)
 TWO, THREE, FOUR, FIVE, SIX = f32(2.0), f32(3.0), f32(4.0), f32(5.0), f32(6.0)
+
+
+@device
+def view_direction(camera, world):
+    """Unit vector from the camera centre to a point, and 1 / distance."""
+    x, y, z = world[0] - camera[EYE_X], world[1] - camera[EYE_Y], world[2] - camera[EYE_Z]
+    inverse_distance = f32(1.0) / sqrt(maximum(x * x + y * y + z * z, f32(1e-30)))
+    return x * inverse_distance, y * inverse_distance, z * inverse_distance, inverse_distance
 
 
 @device
