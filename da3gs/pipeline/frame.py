@@ -32,7 +32,8 @@ def canonical_frame(
     # Half a million points are plenty for medians.
     step = max(1, len(points) // 500_000)
     points, views = points[::step].detach().double().cpu(), views[::step].cpu()
-    center = points.median(0).values
+    # The median per axis depends on the axes: those of the scene, so that the result does not depend on the network's.
+    center = rotation.T @ (points @ rotation.T).median(0).values
     distance = float((points - cameras.centers.detach().double().cpu()[views]).norm(dim=1).median())
     scale = 1.0 if keep_scale or distance <= 0 else 1.0 / distance
     similarity = Similarity(scale, rotation, -scale * (rotation @ center))

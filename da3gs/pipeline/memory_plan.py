@@ -46,7 +46,7 @@ def plan_memory(
     *,
     views: int,
     size_px: int,
-    aspect: float,
+    aspect: float | int,
     free_bytes: int | None,
     when_tight: WhenTight = "adapt",
 ) -> MemoryPlan:
@@ -90,7 +90,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _fitting(
-    estimate: Callable[[int, int, int], int], views: int, size_px: int, aspect: float, limit: float
+    estimate: Callable[[int, int, int], int], views: int, size_px: int, aspect: float | int, limit: float | int
 ) -> tuple[int | None, int]:
     for side in [*range(size_px - _SIDE_STEP_PX, _smallest(size_px), -_SIDE_STEP_PX), _smallest(size_px)]:
         if estimate(views, *_sides(side, aspect)) <= limit:
@@ -109,7 +109,7 @@ def _smallest(size_px: int) -> int:
     return min(size_px, SMALLEST_SIDE_PX)
 
 
-def _sides(size_px: int, aspect: float) -> tuple[int, int]:
+def _sides(size_px: int, aspect: float | int) -> tuple[int, int]:
     """(height, width) on the patch grid; which is which does not matter for memory."""
     return tuple(max(PATCH_PX, round(side / PATCH_PX) * PATCH_PX) for side in (size_px * aspect, size_px))
 
@@ -138,5 +138,5 @@ def _cgroup_room() -> int | None:
     return max(0, int(limit.read_text()) - int(current.read_text()) + cached)
 
 
-def _gib(count: float) -> str:
+def _gib(count: float | int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**28 else f"{count / 2**20:.0f} MiB"

@@ -133,8 +133,9 @@ def check_poses(predicted: Cameras, given: Cameras) -> PoseCheck:
         )
     elif errors[AS_READ] > SUSPICIOUS_DEG:
         warnings.append(
-            f"the given poses disagree with the images by {errors[AS_READ]:.0f} degrees of relative rotation (median), "
-            "and no usual mistake of convention explains it; check that poses and images are in the same order"
+            f"the given poses differ from what the model makes of the images by {errors[AS_READ]:.0f} degrees of "
+            "relative rotation (median), and no usual mistake of convention explains it: poses and images may be in "
+            "different orders, or the model too weak for this scene. The poses are kept as given"
         )
     return PoseCheck(errors, turn_deg, residuals, focal_ratio, likely, tuple(warnings))
 

@@ -104,7 +104,8 @@ def gather(
             for index, item in enumerate(pictures)
         ]
     facts = {"kind": "images", "views": len(pictures)}
-    source = Source(pictures, tuple(names), cameras, depth, facts, upright=cameras is None)
+    maps = None if depth is None else list(depth)
+    source = Source(pictures, tuple(names), cameras, maps, facts, upright=cameras is None)
     return source if max_views is None else thinned(source, max_views)
 
 
@@ -199,7 +200,7 @@ def depth_on(views: Views, depth: Sequence[Tensor]) -> Float[Tensor, "V H W"]:
         for axis, extent in ((0, width), (1, height)):
             stored = values.shape[1 - axis]
             centres = torch.arange(extent, dtype=torch.float64) + 0.5 + int(views.crop_left_top[view, axis])
-            indices.append((centres / int(views.resized_size[view, axis]) * stored).long().clamp(0, stored - 1))
+            indices.append((centres * stored / int(views.resized_size[view, axis])).long().clamp(0, stored - 1))
         maps[view] = values[indices[1][:, None], indices[0]]
     return maps
 

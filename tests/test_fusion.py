@@ -1,0 +1,208 @@
+"""Filters drop what they say and nothing else; the budget keeps what makes up the pictures."""
+
+import pytest
+import torch
+from oracle import HEIGHT, WIDTH, arc, psnr_db, see
+
+from da3gs import Cameras, Gaussians, RenderConfig, render
+from da3gs.errors import InputError
+from da3gs.fusion import FilterConfig, border, contradicted, doubtful, filter_pixels, flying_pixels, keep_budget, usable
+from da3gs.model.gaussian_adapter import gaussians_from_depth
+from da3gs.rendering import contributions
+
+OFF = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0)
+
+
+def _room(views=4):
+    cameras = arc(views)
+    images, depth = see(cameras)
+    return cameras, images, depth, gaussians_from_depth(images, depth, cameras)
+
+
+# ------------------------------------------------------------------------------------------------ pixels
+
+
+def test_everything_off_keeps_everything():
+    cameras, _, depth, splats = _room(2)
+    keep, records = filter_pixels(splats, depth, cameras, config=OFF)
+    assert keep.all() and all(record.before == record.after == len(splats) for record in records)
+    assert [record.setting for record in records] == [True, False, False, False, False, False]
+
+
+def test_unusable_values_never_pass():
+    cameras, _, depth, splats = _room(1)
+    values = [value.clone() for value in splats.tensors()]
+    values[0][3, 1] = float("nan")
+    values[1][5] = 0
+    values[2][7, 2] = -1e-3
+    values[3][11] = 1.5
+    values[4][13, 0, 0] = float("inf")
+    bad = Gaussians.unchecked(*values)
+    assert (~usable(bad)).nonzero().flatten().tolist() == [3, 5, 7, 11, 13]
+    depth = depth.clone()
+    depth[0, 5, 5] = 0
+    keep, records = filter_pixels(bad, depth, cameras, config=OFF)
+    assert records[0].before - records[0].after == 6
+    bad[keep].validate()
+
+
+def test_doubt_is_relative_to_the_scene():
+    confidence = 1 + torch.linspace(0.5, 1.5, 1001).reshape(1, 7, 143)
+    confidence[0, 0, :5] = 1.001
+    assert doubtful(confidence, 0.1).sum() == 5
+    assert torch.equal(doubtful(1 + 50 * (confidence - 1), 0.1), doubtful(confidence, 0.1))
+    assert doubtful(torch.full((1, 5, 5), 3.0), 1.0).sum() == 0
+    assert doubtful(torch.rand(1, 50, 50, generator=torch.Generator().manual_seed(0)), 1.0).float().mean() <= 0.5
+
+
+def test_border_is_a_frame_of_the_asked_width():
+    frame = border(torch.ones(2, 100, 200), 0.05)
+    assert frame[:, :5].all() and frame[:, :, -5:].all() and not frame[:, 5:-5, 5:-5].any()
+    assert border(torch.ones(1, 10, 10), 0.01).sum() == 36  # at least a pixel
+
+
+@pytest.mark.parametrize("slope", [(0.0, 0.0), (0.012, 0.0), (0.0, 0.02), (0.01, -0.008)])
+def test_planes_have_no_flying_pixels_however_steep(slope):
+    """Inverse depth 1/z = a + b u + c v; the steep ones change by more than 5 % per pixel at the far end."""
+    v, u = torch.meshgrid(torch.arange(60.0), torch.arange(80.0), indexing="ij")
+    inverse = slope[0] * u + slope[1] * v
+    inverse = inverse - inverse.min() + 0.02
+    assert not flying_pixels((1 / inverse)[None]).any()
+
+
+def test_flying_pixels_are_those_at_jumps():
+    depth = torch.full((1, 40, 60), 2.0)
+    depth[:, 10:30, 20:40] = 1.0
+    depth[:, 9, 20:40] = 1.4  # hangs between both
+    flying = flying_pixels(depth)
+    assert flying[0, 9, 20:40].all()
+    near_edge = torch.zeros(40, 60, dtype=torch.bool)
+    near_edge[7:31, 19:41] = True
+    near_edge[11:29, 21:39] = False
+    assert not flying[0][~near_edge].any()
+    assert not flying_pixels(torch.where(depth == 1.4, 0.0, 1.0)).any()  # unknown pixels are no jump
+
+
+def test_flying_pixels_at_any_unit():
+    _, _, depth, _ = _room(1)
+    assert torch.equal(flying_pixels(depth), flying_pixels(depth * 1e3))
+    flying = flying_pixels(depth)
+    assert 0 < flying.float().mean() < 0.05  # the outline of the ball, not the corners of the room
+
+
+# ------------------------------------------------------------------------------------------------ views
+
+
+def test_true_depth_is_not_contradicted():
+    cameras, _, depth, _ = _room(5)
+    assert contradicted(cameras.unproject(depth), depth, cameras, 0.05).sum() == 0
+
+
+def test_a_blob_that_others_see_through_is_dropped_and_what_is_hidden_stays():
+    cameras, images, depth, _ = _room(5)
+    wrong = depth.clone()
+    wrong[2, 30:50, 40:70] *= 0.6  # floats in front of the wall or ball of view 2
+    splats = gaussians_from_depth(images, wrong, cameras)
+    keep, records = filter_pixels(splats, wrong, cameras, config=FilterConfig(0, False, 0, False, 0.05))
+    dropped = ~keep.reshape(depth.shape)
+    assert dropped[2, 30:50, 40:70].float().mean() > 0.95
+    dropped[2, 30:50, 40:70] = False
+    assert dropped.sum() == 0 and records[-1].before - records[-1].after > 500
+
+
+def test_not_being_seen_is_no_contradiction():
+    cameras, _, depth, _ = _room(2)
+    away = cameras.cam_from_world.clone()
+    away[1, :3] = torch.diag(torch.tensor([-1.0, 1, -1])) @ away[1, :3]  # view 1 looks the other way
+    turned = cameras.with_poses(away)
+    depth[0] *= 0.5
+    assert contradicted(turned.unproject(depth), depth, turned, 0.05).sum() == 0
+    unknown = depth.clone()
+    unknown[1] = 0
+    assert contradicted(cameras.unproject(unknown), unknown, cameras, 0.05)[0].sum() == 0
+
+
+def test_consistency_does_not_depend_on_frame_or_unit():
+    from strategies_geometry import similarity
+
+    cameras, _, depth, _ = _room(4)
+    depth[1] *= 0.8
+    move = similarity(2, 30.0)
+    plain = contradicted(cameras.unproject(depth), depth, cameras, 0.05)
+    moved_cameras, moved_depth = cameras.transform(move), depth * 30
+    moved = contradicted(moved_cameras.unproject(moved_depth), moved_depth, moved_cameras, 0.05)
+    assert plain[1].float().mean() > 0.5
+    assert (plain != moved).float().mean() < 1e-3
+
+
+def test_every_filter_counts_only_its_own():
+    cameras, _, depth, splats = _room(3)
+    sky = torch.zeros_like(depth)
+    sky[:, :10] = 0.5
+    confidence = torch.full_like(depth, 3.0)
+    confidence[:, 5:20] = 1.01
+    keep, records = filter_pixels(splats, depth, cameras, confidence=confidence, sky=sky)
+    dropped = {record.name: record.before - record.after for record in records}
+    assert dropped["confidence"] == 3 * 15 * WIDTH and dropped["sky"] == 3 * 5 * WIDTH
+    assert sum(dropped.values()) == int((~keep).sum())
+
+
+def test_wrong_settings_and_sizes_are_refused():
+    with pytest.raises(InputError, match=r"border filter must lie in \[0, 0.4\]"):
+        FilterConfig(border=0.5)
+    cameras, _, depth, splats = _room(2)
+    with pytest.raises(InputError, match="one Gaussian per pixel"):
+        filter_pixels(splats[:10], depth, cameras)
+
+
+# ------------------------------------------------------------------------------------------------ budget
+
+
+@pytest.mark.parametrize(("share", "gain_db"), [(0.5, 8), (0.1, 8)])
+def test_the_budget_keeps_the_pictures(share, gain_db):
+    """Far closer to the pictures of all Gaussians than a random subset, or the largest contributions alone."""
+    cameras, _, _, splats = _room(4)
+    config = RenderConfig(antialiased=True, depth=False)
+    count = round(share * len(splats))
+    kept, record = keep_budget(splats, cameras, count, config)
+    assert len(kept) == count == record.after and record.before == len(splats)
+    kept.validate()
+    random = splats[torch.randperm(len(splats), generator=torch.Generator().manual_seed(0))[:count]]
+    largest = splats[contributions(splats, cameras, config).topk(count).indices]
+    views = Cameras.cat([cameras, arc(7)[[1, 3, 5]]])
+    full = render(splats, views, config).rgb.permute(0, 3, 1, 2)
+    everything = torch.ones(HEIGHT, WIDTH, dtype=torch.bool)
+
+    def score(subset):
+        out = render(subset, views, config).rgb
+        return sum(psnr_db(out[v], full[v], everything) for v in range(len(views))) / len(views)
+
+    assert score(kept) > max(score(random), score(largest)) + gain_db
+
+
+def test_what_nobody_sees_goes_first():
+    cameras, _, _, splats = _room(2)
+    hidden = Gaussians(
+        splats.means[:50] * 10, splats.quats[:50], splats.scales[:50], splats.opacities[:50], splats.sh[:50]
+    )
+    both = Gaussians.cat([hidden, splats])
+    kept, _ = keep_budget(both, cameras, len(splats))
+    assert torch.equal(kept.means, splats.means)  # in their old order
+    assert torch.equal(kept.scales, splats.scales)  # nothing visible was lost, so nothing grew
+
+
+def test_a_budget_of_one_and_of_equal_points():
+    cameras, _, _, splats = _room(1)
+    assert len(keep_budget(splats, cameras, 1)[0]) == 1
+    same = Gaussians.cat([splats[:1]] * 20)
+    kept, _ = keep_budget(same, cameras, 7)
+    assert len(kept) == 7
+    kept.validate()
+
+
+def test_a_budget_that_is_not_reached_changes_nothing():
+    cameras, _, _, splats = _room(1)
+    kept, record = keep_budget(splats, cameras, len(splats) + 1)
+    assert kept is splats and record.before == record.after
+    with pytest.raises(InputError, match="must be >= 1"):
+        keep_budget(splats, cameras, 0)
