@@ -20,6 +20,7 @@ from torch import Tensor
 from da3gs.config import config_to_tree, save_config
 from da3gs.errors import Da3gsError, InputError, MissingDependencyError
 from da3gs.train.checkpointing import MovingAverage, checkpoints, load_state, save_state, trained_parameters
+from da3gs.train.gs_head import GSHeadTask
 from da3gs.train.reporting import Reporter
 from da3gs.train.student import StudentTask
 from da3gs.train.task import Task
@@ -79,7 +80,7 @@ class TrainConfig:
         stop_after: End after this many steps of this call although the schedule goes on; 0 runs to the end.
     """
 
-    task: StudentTask = field(default_factory=StudentTask)
+    task: StudentTask | GSHeadTask = field(default_factory=StudentTask)
     optim: OptimConfig = field(default_factory=OptimConfig)
     output: Path = Path("runs/train")
     seed: int = 0
@@ -202,7 +203,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
-            batch = {key: value.to(accelerator.device) for key, value in next(batches).items()}
+            batch = _on_device(next(batches), accelerator.device)
             synchronise = micro == config.accumulate - 1
             with accelerator.autocast(), _without_sync(accelerator, self.module, synchronise):
                 terms = self.task.loss(self.module, batch)
@@ -291,6 +292,11 @@ class _Batches(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.task.batch(index, self.rank, self.processes)
+
+
+def _on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Tensors of a batch on the device; a task moves the rest itself."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
 def _one_thread(_worker: int) -> None:

@@ -92,7 +92,9 @@ class SyntheticData:
 
 
 class SyntheticSource:
-    """Samples of `SyntheticData`."""
+    """Samples of `SyntheticData`. Views have no order."""
+
+    ordered = False
 
     def __init__(self, config: SyntheticData):
         self.config = config
@@ -104,8 +106,16 @@ class SyntheticSource:
         sizes = self.config.sizes
         return [index for index in range(self.config.scenes) if sizes[index % len(sizes)] == size]
 
-    def load(self, index: int) -> TrainingSample:
-        """All rendered views of a scene."""
+    def frame_count(self, index: int) -> int:
+        """Views of a scene."""
+        return self.config.views
+
+    def load(self, index: int, frames: list[int] | None = None) -> TrainingSample:
+        """The given views of a scene; all of them by default."""
+        sample = self._whole(index)
+        return sample if frames is None else sample[frames]
+
+    def _whole(self, index: int) -> TrainingSample:
         if self._folder is None:
             return self._recently(index)
         path = self._folder / f"{index:07d}.safetensors"

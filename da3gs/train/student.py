@@ -22,10 +22,11 @@ from da3gs import losses
 from da3gs.data.view_sampling import views_of_batch
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
+from da3gs.images import normalise
 from da3gs.model.camera_heads import decode_cameras, encode_cameras
 from da3gs.model.checkpoints import load_network, save_checkpoint
 from da3gs.model.da3_model import normalized_poses
-from da3gs.model.network import IMAGE_MEAN, IMAGE_STD, build_model
+from da3gs.model.network import build_model
 from da3gs.model.presets import PATCH, preset
 from da3gs.train.matching import MatchingConfig, MatchingHead
 from da3gs.train.samples import SyntheticData, TrainingSample
@@ -176,7 +177,7 @@ class Student:
         samples = []
         for place, scene in list(enumerate(scenes))[rank::processes]:
             own = random.Random(f"{self.seed} student {index} {place}")
-            sample = self.source.load(scene)[own.sample(range(config.data.views), views)]
+            sample = self.source.load(scene, own.sample(range(config.data.views), views))
             if config.mirror and own.random() < 0.5:
                 sample = sample.mirrored()
             samples.append(
@@ -224,12 +225,6 @@ def jitter(images: Tensor, rng: random.Random, strength: float) -> Tensor:
     return (images.clamp(min=0) ** gamma * gain[:, None, None]).clamp(0, 1)
 
 
-def normalize(images: Tensor) -> Tensor:
-    """ImageNet normalisation of pictures in [0, 1]."""
-    mean, std = images.new_tensor(IMAGE_MEAN)[:, None, None], images.new_tensor(IMAGE_STD)[:, None, None]
-    return (images - mean) / std
-
-
 def student_batch(samples: list[TrainingSample], *, posed: bool) -> dict[str, Tensor]:
     """Network input and targets of scenes of one size, in the frame of each scene's first view, scaled to 1.
 
@@ -238,7 +233,7 @@ def student_batch(samples: list[TrainingSample], *, posed: bool) -> dict[str, Te
     """
     targets = [scene_targets(sample) for sample in samples]
     batch = {key: torch.stack([target[key] for target in targets]) for key in targets[0]}
-    batch["images"] = normalize(torch.stack([sample.images for sample in samples]))
+    batch["images"] = normalise(torch.stack([sample.images for sample in samples]))
     if posed:
         width, height = samples[0].cameras.size
         known = [normalized_poses(sample.cameras) for sample in samples]

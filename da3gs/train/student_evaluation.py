@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from da3gs.geometry.rotations import rotation_angle
+from da3gs.metrics.poses import auc_histogram
 from da3gs.train.panels import depth_picture, grid
 from da3gs.train.task import Evaluation
 
@@ -54,7 +55,7 @@ def evaluate_student(module: "StudentModule", config: "StudentTask") -> Evaluati
     for way in ("free", "posed"):
         errors = totals.get(f"pose_deg_{way}")
         if errors:
-            metrics[f"auc30_{way}"] = pose_auc(errors, 30)
+            metrics[f"auc30_{way}"] = auc_histogram(torch.tensor(errors), 30)
     return Evaluation(metrics, panels)
 
 
@@ -93,12 +94,6 @@ def pose_errors(encoding: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
         "log_scale": float(ratio.mean()),
         "fov_deg": float(torch.rad2deg((predicted.fov - batch["fov"][0]).abs()).mean()),
     }
-
-
-def pose_auc(errors_deg: list[float], limit: int) -> float:
-    """Area under the recall curve up to `limit` degrees, in bins of one degree."""
-    errors = torch.tensor(errors_deg)
-    return float(torch.stack([(errors < bound).float().mean() for bound in range(1, limit + 1)]).mean())
 
 
 def depth_panel(images: Tensor, depth: Tensor, target: Tensor) -> Tensor:

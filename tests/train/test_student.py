@@ -1,0 +1,112 @@
+"""The student's batches and losses: frames, scale, known poses, mirrors, matches, shares of processes."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from da3gs.errors import InputError
+from da3gs.train.matching import patch_matches
+from da3gs.train.samples import SyntheticData
+from da3gs.train.student import StudentTask, scene_targets, student_batch
+
+DATA = SyntheticData(scenes=1, views=4, sizes=((84, 56),), edge_samples=0, difficulty=(0.1, 0.2))
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return DATA.open().load(0)
+
+
+def test_targets_stand_in_the_first_view_and_have_mean_distance_one(sample):
+    target = scene_targets(sample)
+    torch.testing.assert_close(target["world_from_cam"][0], torch.eye(4), atol=1e-5, rtol=0)
+    # Points from rays and depth on the ray grid are the scene's points, and lie at distance 1 on average.
+    cells = target["rays"][..., 3:] + target["cell_depth"][..., None] * target["rays"][..., :3]
+    points = cells[target["cell_mask"]]
+    assert points.norm(dim=-1).mean().item() == pytest.approx(1, abs=0.03)
+    assert target["rays"].shape == (4, 32, 48, 6)
+    # The same surface seen from two views is one set of points: all lie on the surfaces other views see.
+    view0 = cells[0][target["cell_mask"][0]]
+    rest = cells[1:][target["cell_mask"][1:]]
+    assert torch.cdist(view0, rest).amin(1).median() < 0.05
+
+
+def test_targets_do_not_depend_on_frame_or_unit(sample):
+    from da3gs.geometry.rotations import matrix_from_quat
+    from da3gs.geometry.similarity import Similarity
+    from da3gs.train.samples import TrainingSample
+
+    turn = matrix_from_quat(torch.tensor([0.3, 0.5, -0.4, 0.7]))
+    moved = sample.cameras.transform(Similarity(3.0, turn / 1.0, torch.tensor([1.0, -2, 0.5])))
+    other = TrainingSample(sample.images, sample.depth * 3, moved)
+    for name, value in scene_targets(sample).items():
+        torch.testing.assert_close(scene_targets(other)[name], value, atol=2e-4, rtol=1e-4, msg=name)
+
+
+def test_mirrored_scene_is_a_consistent_scene(sample):
+    mirrored = sample.mirrored()
+    a, b = scene_targets(sample), scene_targets(mirrored)
+    flip = torch.tensor([-1.0, 1, 1])
+    points = a["rays"][..., 3:] + a["cell_depth"][..., None] * a["rays"][..., :3]
+    other = b["rays"][..., 3:] + b["cell_depth"][..., None] * b["rays"][..., :3]
+    torch.testing.assert_close(other.flip(2) * flip, points, atol=1e-4, rtol=1e-4)
+    assert torch.linalg.det(mirrored.cameras.cam_from_world[:, :3, :3]).min() > 0.99
+
+
+def test_known_poses_are_those_prediction_would_be_given(sample):
+    from da3gs.model.camera_heads import decode_cameras
+    from da3gs.model.da3_model import normalized_poses
+
+    batch = student_batch([sample], posed=True)
+    world_from_cam, K = decode_cameras(batch["camera_encoding"], 84, 56)
+    expected = normalized_poses(sample.cameras)
+    torch.testing.assert_close(world_from_cam[0], expected.world_from_cam, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(K[0], sample.cameras.K, atol=1e-2, rtol=1e-4)
+    assert "camera_encoding" not in student_batch([sample], posed=False)
+
+
+def test_matches_show_the_same_surface(sample):
+    batch = student_batch([sample], posed=False)
+    answer, mask = patch_matches(batch)
+    assert 0.1 < mask.float().mean() < 1
+    points = batch["rays"][0, ..., 3:] + batch["cell_depth"][0, ..., None] * batch["rays"][0, ..., :3]
+    centres = points[:2, 4::8, 4::8].flatten(1, 2)
+    distance = (centres[0] - centres[1][answer[0]]).norm(dim=-1)[mask[0]]
+    assert distance.median() < 0.15 < (centres[0] - centres[1]).norm(dim=-1).median()
+
+
+def test_batches_are_functions_of_their_index_and_split_among_processes(smoke):
+    task = smoke().task
+    task = replace(task, images_per_batch=8, mirror=True, color_jitter=0.3)
+    student = task.open(1)
+    whole = student.batch(5, 0, 1)
+    parts = [student.batch(5, rank, 2) for rank in range(2)]
+    assert len(whole["images"]) == 4 and [len(part["images"]) for part in parts] == [2, 2]
+    joined = torch.stack([parts[0]["images"], parts[1]["images"]], 1).flatten(0, 1)
+    assert torch.equal(joined, whole["images"])
+    assert torch.equal(student.batch(5, 0, 1)["images"], whole["images"])
+    assert not torch.equal(student.batch(6, 0, 1)["images"], whole["images"])
+    assert not torch.equal(task.open(2).batch(5, 0, 1)["images"], whole["images"])
+
+
+def test_every_part_of_the_network_gets_a_gradient(smoke):
+    student = smoke().task.open(0)
+    missing = set()
+    for posed in (True, False):
+        batch = student_batch([student.source.load(0), student.source.load(1)], posed=posed)
+        student.module.zero_grad()
+        student.loss(student.module, batch)["loss"].backward()
+        silent = {n for n, p in student.module.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0}
+        missing = silent if posed else missing & silent
+    # The confidence of rays has no loss of its own: its last convolution is shared with the rays and does get one.
+    assert not {name for name in missing if "class_token" not in name and "position" not in name}, missing
+
+
+def test_bad_tasks_are_refused():
+    with pytest.raises(InputError, match="views must be"):
+        StudentTask(views=(3, 2))
+    with pytest.raises(InputError, match="cannot hold a sample of 20 views"):
+        StudentTask(views=(20, 30), images_per_batch=16)
+    with pytest.raises(InputError, match="known_poses is a probability"):
+        StudentTask(known_poses=1.5)
