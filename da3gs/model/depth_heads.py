@@ -73,14 +73,14 @@ class DepthRayHead(nn.Module):
         """Maps of all frames; the ray branch runs only if `rays`."""
         output = ChunkedOutput(tokens.frames)
         for start, stop in frame_chunks(tokens.frames, image_size, self.depth_out.weight.device):
-            # 1. Token levels to four maps of common width.
-            levels = [self._level(tokens, index, start, stop) for index in range(4)]
-            # 2. Ray branch, on its own grid.
-            if rays:
-                output.put(start, self._rays(levels, tokens.grid))
-            # 3. Depth branch, at image resolution.
-            output.put(start, self._depth(levels, image_size))
+            output.put(start, self._chunk(tokens, start, stop, image_size, rays))
         return DepthMaps(**output.collect())
+
+    def _chunk(self, tokens: BackboneOutput, start: int, stop: int, image_size: tuple[int, int], rays: bool):
+        # 1. Token levels to four maps of common width.
+        levels = [self._level(tokens, index, start, stop) for index in range(4)]
+        # 2. Ray branch, on its own grid; 3. depth branch, at image resolution.
+        return (self._rays(levels, tokens.grid) if rays else {}) | self._depth(levels, image_size)
 
     def _level(self, tokens: BackboneOutput, index: int, start: int, stop: int) -> Tensor:
         features = tokens.level(index, start, stop).to(self.input_norm.weight.dtype)
@@ -116,16 +116,17 @@ class DepthSkyHead(nn.Module):
     def forward(self, tokens: BackboneOutput, image_size: tuple[int, int]) -> DepthMaps:
         """Maps of all frames, sky not yet filled (see `fill_sky`)."""
         output = ChunkedOutput(tokens.frames)
-        dtype = self.depth_out.weight.dtype
         for start, stop in frame_chunks(tokens.frames, image_size, self.depth_out.weight.device):
-            levels = [
-                self.reassemble(index, tokens.level(index, start, stop).to(dtype), tokens.grid) for index in range(4)
-            ]
-            maps = upsample(self.depth_neck(self.depth_chain(levels)), image_size)
-            depth = self.depth_out(F.relu(self.depth_hidden(maps), inplace=True)).float()
-            sky = self.sky_out(F.relu(self.sky_hidden(maps), inplace=True)).float()
-            output.put(start, {"depth": depth[:, 0].exp(), "sky": sky[:, 0].relu()})
+            output.put(start, self._chunk(tokens, start, stop, image_size))
         return DepthMaps(**output.collect())
+
+    def _chunk(self, tokens: BackboneOutput, start: int, stop: int, image_size: tuple[int, int]) -> dict[str, Tensor]:
+        dtype = self.depth_out.weight.dtype
+        levels = [self.reassemble(i, tokens.level(i, start, stop).to(dtype), tokens.grid) for i in range(4)]
+        maps = upsample(self.depth_neck(self.depth_chain(levels)), image_size)
+        depth = self.depth_out(F.relu(self.depth_hidden(maps), inplace=True)).float()
+        sky = self.sky_out(F.relu(self.sky_hidden(maps), inplace=True)).float()
+        return {"depth": depth[:, 0].exp(), "sky": sky[:, 0].relu()}
 
 
 def fill_sky(depth: Float[Tensor, "*maps H W"], sky: Float[Tensor, "*maps H W"]) -> Float[Tensor, "*maps H W"]:

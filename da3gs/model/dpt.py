@@ -134,9 +134,14 @@ class FusionChain(nn.Module):
 CHUNK_PIXELS = {"cpu": 1, "cuda": 1 << 21}
 
 
+def chunk_frames(image_size: tuple[int, int], device_type: str) -> int:
+    """Views that a head handles at once."""
+    return max(1, CHUNK_PIXELS.get(device_type, 1) // (image_size[0] * image_size[1]))
+
+
 def frame_chunks(frames: int, image_size: tuple[int, int], device: torch.device) -> Iterator[tuple[int, int]]:
     """(start, stop) ranges that keep the memory of a head independent of the number of views."""
-    step = max(1, CHUNK_PIXELS.get(device.type, 1) // (image_size[0] * image_size[1]))
+    step = chunk_frames(image_size, device.type)
     for start in range(0, frames, step):
         yield start, min(frames, start + step)
 

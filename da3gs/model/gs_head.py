@@ -48,19 +48,20 @@ class GaussianHead(nn.Module):
         image_size = (images.shape[-2], images.shape[-1])
         stop = tokens.frames if stop is None else stop
         output = ChunkedOutput(stop - start)
-        dtype = self.out.weight.dtype
         for low, high in frame_chunks(stop - start, image_size, images.device):
-            frames = (start + low, start + high)
-            # 1. Tokens to a map at 8/14 of the image.
-            levels = [self.reassemble(i, tokens.level(i, *frames).to(dtype), tokens.grid) for i in range(4)]
-            maps = upsample(self.neck(self.chain(levels)), image_size)
-            # 2. The image itself brings back the detail that tokens have lost.
-            maps = maps + self._image_features(images[slice(*frames)].to(dtype))
-            maps = add_uv_embedding(maps, image_size[1] / image_size[0])
-            # 3. Raw parameters.
-            raw = self.out(F.relu(self.hidden(maps), inplace=True)).float()
-            output.put(low, {"raw": raw.permute(0, 2, 3, 1)})
+            output.put(low, {"raw": self._chunk(tokens, images, start + low, start + high)})
         return output.collect()["raw"]
+
+    def _chunk(self, tokens: BackboneOutput, images: Tensor, start: int, stop: int) -> Tensor:
+        dtype, image_size = self.out.weight.dtype, (images.shape[-2], images.shape[-1])
+        # 1. Tokens to a map at 8/14 of the image, then to the image.
+        levels = [self.reassemble(i, tokens.level(i, start, stop).to(dtype), tokens.grid) for i in range(4)]
+        maps = upsample(self.neck(self.chain(levels)), image_size)
+        # 2. The image itself brings back the detail that tokens have lost.
+        maps = maps + self._image_features(images[start:stop].to(dtype))
+        maps = add_uv_embedding(maps, image_size[1] / image_size[0])
+        # 3. Raw parameters.
+        return self.out(F.relu(self.hidden(maps), inplace=True)).float().permute(0, 2, 3, 1)
 
     def _image_features(self, images: Tensor) -> Tensor:
         for conv in self.image_convs:

@@ -58,8 +58,8 @@ class Rotation:
         """Rotate queries or keys; channel k of an axis' half is paired with channel k + D/2."""
         if self.step == 1:
             return self._rotated(values)
-        # Written in place: `values` is the fresh output of the projection (or its LayerNorm), used nowhere else. Autograd
-        # forbids it for the projection, whose output three slices share.
+        # Written in place: `values` is the fresh output of the projection (or its LayerNorm), used nowhere else.
+        # Autograd forbids it for the projection, whose output three slices share.
         if values.requires_grad and values._is_view():
             values = values.clone()
         values[:, :, :: self.step] = self._rotated(values[:, :, :: self.step])

@@ -25,6 +25,7 @@ from da3gs.model.backbone import Backbone, BackboneOutput
 from da3gs.model.camera_heads import CameraDecoder, CameraEncoder, decode_cameras, encode_cameras
 from da3gs.model.depth_heads import DepthMaps, DepthRayHead, DepthSkyHead, fill_sky
 from da3gs.model.gs_head import GaussianHead
+from da3gs.model.memory import estimate_memory
 from da3gs.model.nested import align_to_metric
 from da3gs.model.presets import PATCH, ModelConfig
 from da3gs.model.ray_pose import released_cameras_from_rays
@@ -64,7 +65,25 @@ class Prediction:
     features: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Da3Network(nn.Module):
+class _Sized(nn.Module):
+    config: ModelConfig
+
+    def estimate_memory(self, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> int:
+        """Peak bytes of one prediction without gradients, weights included; the formula stands in `memory`.
+
+        Args:
+            views: Views of one scene.
+            height, width: Image size in pixels.
+            dtype: Of weights and activations.
+        """
+        device_type = next(self.parameters()).device.type
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return estimate_memory(
+            self.config, views, height, width, dtype=dtype, device_type=device_type, parameters=count
+        )
+
+
+class Da3Network(_Sized):
     """Any preset but the nested ones. Build it with `build_model`."""
 
     def __init__(self, config: ModelConfig):
@@ -217,14 +236,8 @@ class Da3Network(nn.Module):
         if cameras is not None:
             check_cameras(cameras, images)
 
-    def estimate_memory(self, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> int:
-        """Peak bytes of one prediction without gradients, weights included; see `memory.estimate_memory`."""
-        from da3gs.model.memory import estimate_memory
 
-        return estimate_memory(self.config, views, height, width, dtype=dtype)
-
-
-class NestedNetwork(nn.Module):
+class NestedNetwork(_Sized):
     """An any-view network whose scale a metric network sets, on the same images. Build it with `build_model`."""
 
     def __init__(self, config: ModelConfig):
@@ -248,12 +261,6 @@ class NestedNetwork(nn.Module):
     @property
     def gs_head(self) -> GaussianHead | None:
         return self.any_view.gs_head
-
-    def estimate_memory(self, views: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> int:
-        """Peak bytes of one prediction without gradients, weights included; see `memory.estimate_memory`."""
-        from da3gs.model.memory import estimate_memory
-
-        return estimate_memory(self.config, views, height, width, dtype=dtype)
 
 
 def build_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> Da3Network | NestedNetwork:
@@ -313,7 +320,7 @@ def check_images(images: Tensor) -> None:
 
 
 def check_cameras(cameras: Sequence[Cameras] | Cameras, images: Tensor) -> None:
-    """InputError unless there is one `Cameras` per scene, of all views, at the image size, and all or none have poses."""
+    """InputError unless there is one `Cameras` per scene, of all views, at the image size, all posed or none."""
     batch, views, _, height, width = images.shape
     if isinstance(cameras, Cameras) or len(cameras) != batch:
         raise InputError(f"cameras must be a list of {batch} Cameras, one per scene; got {type(cameras).__name__}")
