@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from da3gs.cli.console import print_json, print_result
+
+if TYPE_CHECKING:
+    from da3gs.evaluate.demo import DemoNumbers
 
 
 @dataclass(frozen=True)
@@ -15,7 +19,7 @@ class DemoCommand:
     Examples:
       da3gs demo
       da3gs demo --output demo --views 8 --seed 7
-      da3gs demo --poses given --view
+      da3gs demo --poses given --depth given --view
     """
 
     output: Path = Path("da3gs-demo")
@@ -26,8 +30,10 @@ class DemoCommand:
     """Photographs to reconstruct from."""
     seed: int = 3
     """Of the scene: another number, another scene."""
-    poses: str = "predicted"
-    """"predicted", or "given" to hand the true cameras to the reconstruction."""
+    poses: Literal["predicted", "given"] = "predicted"
+    """Cameras: predicted, or the true ones handed to the reconstruction."""
+    depth: Literal["network", "given"] = "network"
+    """Depth: from the network, or the true one, as from a depth camera; with --poses given no network is needed."""
     video: bool = True
     """Render the fly-through."""
     view: bool = False
@@ -44,8 +50,6 @@ class DemoCommand:
         from da3gs.evaluate.demo import COMPARISON, SCENE, run_demo
         from da3gs.pipeline.stages import Stages
 
-        if self.poses not in ("predicted", "given"):
-            raise InputError(f"--poses must be predicted or given; got {self.poses}")
         if self.views < 2:
             raise InputError(f"--views must be >= 2; got {self.views}")
         with Console(stderr=True).status("starting") as status:
@@ -56,13 +60,14 @@ class DemoCommand:
                 views=self.views,
                 seed=self.seed,
                 given_poses=self.poses == "given",
+                given_depth=self.depth == "given",
                 video=self.video,
                 stages=stages,
             )
         if self.json:
             print_json({"output": str(self.output), **asdict(numbers)})
         else:
-            print_result(_summary(self.output, numbers, stages.seconds, self.poses))
+            print_result(_summary(self, numbers, stages.seconds))
         if self.view:
             from da3gs.cli.view import ViewCommand
 
@@ -76,15 +81,14 @@ class DemoCommand:
         return 0
 
 
-def _summary(output: Path, numbers, seconds: float, poses: str) -> str:
-    n = numbers
+def _summary(command: DemoCommand, n: "DemoNumbers", seconds: float) -> str:
     return "\n".join(
         [
-            f"{n.gaussians} splats in {n.seconds:.1f} s ({seconds:.1f} s with pictures and video) -> {output}",
-            f"  poses ({poses})   rotation error {n.rotation_median_deg:.1f} deg "
+            f"{n.gaussians} splats in {n.seconds:.1f} s ({seconds:.1f} s with pictures and video) -> {command.output}",
+            f"  poses {command.poses:<12} rotation error {n.rotation_median_deg:.1f} deg "
             f"(standing still: {n.identity_rotation_median_deg:.1f}), translation direction "
             f"{n.translation_median_deg:.1f} deg, AUC@30 {n.auc30:.2f}",
-            f"  depth              within 25 %: {n.depth_delta1:.0%} of the pixels, mean relative error "
+            f"  depth {command.depth:<12} within 25 %: {n.depth_delta1:.0%} of the pixels, mean relative error "
             f"{n.depth_abs_rel:.2f}",
             "  held-out views     "
             + (

@@ -24,7 +24,7 @@ from da3gs.geometry.cameras import Cameras
 from da3gs.metrics.poses import pose_metrics
 from da3gs.metrics.shape import depth_metrics
 from da3gs.model.da3_model import DA3Model
-from da3gs.pipeline import ReconstructConfig, reconstruct
+from da3gs.pipeline.reconstruction import DEFAULT_MODEL, ReconstructConfig, reconstruct
 from da3gs.pipeline.stages import Stages
 from da3gs.rendering.render import RenderConfig, render
 
@@ -68,10 +68,11 @@ class DemoNumbers:
 def run_demo(
     output: str | os.PathLike,
     *,
-    model: str | Path | DA3Model,
+    model: str | Path | DA3Model = DEFAULT_MODEL,
     views: int = 6,
     seed: int = 3,
     given_poses: bool = False,
+    given_depth: bool = False,
     video: bool = True,
     stages: Stages | None = None,
 ) -> DemoNumbers:
@@ -84,6 +85,7 @@ def run_demo(
         views: Photographs to reconstruct from.
         seed: Of scene and cameras.
         given_poses: Hand the true cameras to the reconstruction.
+        given_depth: Hand it the true depth, as a depth camera would; with the poses no network is needed.
         video: Render the fly-through.
         stages: Receives seconds and memory per stage.
     """
@@ -94,8 +96,10 @@ def run_demo(
         (folder / PHOTOS).mkdir()
         paths = _write_photos(folder / PHOTOS, context)
         before = stages.seconds
-        config = ReconstructConfig()
-        scene = reconstruct(paths, context.cameras if given_poses else None, model, config, stages=stages)
+        cameras = context.cameras if given_poses else None
+        depth = context.depth if given_depth else None
+        config = ReconstructConfig(depth="given" if given_depth else "network")
+        scene = reconstruct(paths, cameras, model, config, depth=depth, stages=stages)
         seconds = stages.seconds - before
         save_scene(scene, folder / SCENE, video=video, frames=60, stages=stages)
         with stages("comparing with the truth"):
@@ -171,7 +175,7 @@ def _write_comparison(
     scale = float(known.median() / scene.depth[scene.depth > 0].median())
     rows = [
         ("photograph", [uint8_picture(context.images[view].movedim(0, -1)) for view in shown]),
-        ("predicted depth", [colorize_depth(scene.depth[view] * scale, (near, far)) for view in shown]),
+        ("depth", [colorize_depth(scene.depth[view] * scale, (near, far)) for view in shown]),
         ("true depth", [colorize_depth(context.depth[view], (near, far)) for view in shown]),
         ("held-out photograph", [uint8_picture(image.movedim(0, -1)) for image in targets.images]),
         ("render from there", [uint8_picture(picture) for picture in renders]),
