@@ -15,6 +15,7 @@ _PUBLIC = {
     "Gaussians": "da3gs.gaussians",
     "Scene": "da3gs.gaussians",
     "load_model": "da3gs.model.da3_model",
+    "reconstruct": "da3gs.pipeline.reconstruction",
     "render": "da3gs.rendering.render",
     "RenderConfig": "da3gs.rendering.render",
     "load_gaussians": "da3gs.export.gaussian_files",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from da3gs.geometry.cameras import Cameras
     from da3gs.geometry.similarity import Similarity
     from da3gs.model.da3_model import load_model
+    from da3gs.pipeline.reconstruction import reconstruct
     from da3gs.rendering.render import RenderConfig, render
 
 
@@ -39,6 +41,7 @@ __all__ = [
     "__version__",
     "load_gaussians",
     "load_model",
+    "reconstruct",
     "render",
     "save_gaussians",
 ]

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Photograph a procedural scene, reconstruct it without poses, and compare the result with the truth.
+    """Photograph a procedural scene, make splats of it, and compare them with the truth.
 
-    Needs no data and no download. Writes photographs, splats, a fly-through, pictures and numbers to a folder.
+    Needs no data and no download. Writes photographs, splats, a fly-through, pictures and numbers to a folder. By
+    default the true cameras and depth are handed over, as a tracker and a depth camera would; a network finds them
+    itself with --poses predicted --depth network --model NAME.
 
     Examples:
       da3gs demo
-      da3gs demo --output demo --views 8 --seed 7
-      da3gs demo --poses given --depth given --view
+      da3gs demo --output demo --views 8 --seed 7 --view
+      da3gs demo --poses predicted --depth network --model da3-base
     """
 
     output: Path = Path("da3gs-demo")
@@ -30,9 +32,9 @@ class DemoCommand:
     """Photographs to reconstruct from."""
     seed: int = 3
     """Of the scene: another number, another scene."""
-    poses: Literal["predicted", "given"] = "predicted"
+    poses: Literal["predicted", "given"] = "given"
     """Cameras: predicted, or the true ones handed to the reconstruction."""
-    depth: Literal["network", "given"] = "network"
+    depth: Literal["network", "given"] = "given"
     """Depth: from the network, or the true one, as from a depth camera; with --poses given no network is needed."""
     video: bool = True
     """Render the fly-through."""
