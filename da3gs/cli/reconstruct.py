@@ -1,6 +1,7 @@
 """`da3gs reconstruct`: photographs, a video or a data set to a folder with a scene."""
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -207,7 +208,8 @@ class ReconstructCommand:
                 frames=self.frames,
                 depth=self.depth == "given",
                 split=self.split,
-                progress=True,
+                # These bars are drawn on stdout, which is for results when it is not a terminal.
+                progress=sys.stdout.isatty(),
             )
         for name, reason in loaded.skipped:
             logger.warning("left out %s: %s", name, reason)
@@ -224,8 +226,6 @@ class ReconstructCommand:
 @contextmanager
 def _progress() -> Iterator:
     """A spinner with the name of the stage on a terminal; a log line per stage elsewhere."""
-    import sys
-
     if not sys.stderr.isatty() or not logger.isEnabledFor(logging.INFO):
         yield lambda name: logger.info("%s", name)
         return

@@ -1,0 +1,158 @@
+"""`da3gs reconstruct`, as a user calls it: a small random model, and measured depth without any."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from oracle import CONFIG, HEIGHT, WIDTH, arc, see
+from PIL import Image
+
+from da3gs import Scene
+from da3gs.cli.main import COMMANDS, main
+from da3gs.data.cameras_json import write_cameras_json
+from da3gs.data.transforms_json import write_transforms_json
+from da3gs.export.scene_folder import OWN_NAMES
+from da3gs.images import uint8_from_tensor
+from da3gs.model.checkpoints import save_checkpoint
+from da3gs.model.network import build_model
+
+
+@pytest.fixture(scope="module")
+def capture(tmp_path_factory):
+    """photos/, rgbd/ (transforms.json with depth), cameras.json and model.safetensors of the room."""
+    folder = tmp_path_factory.mktemp("capture")
+    cameras = arc(5)
+    images, depth = see(cameras)
+    for name in ("photos", "rgbd", "rgbd/depth"):
+        (folder / name).mkdir()
+    for view in range(5):
+        picture = Image.fromarray(uint8_from_tensor(images[view]))
+        picture.save(folder / "photos" / f"{view}.png")
+        picture.save(folder / "rgbd" / f"{view}.png")
+        millimetres = (depth[view] * 1000).round().numpy().astype(np.uint16)
+        Image.fromarray(millimetres).save(folder / "rgbd/depth" / f"{view}.png")
+    write_transforms_json(
+        folder / "rgbd/transforms.json",
+        cameras,
+        [f"{view}.png" for view in range(5)],
+        depth_paths=[f"depth/{view}.png" for view in range(5)],
+        depth_unit_scale_factor=1e-3,
+    )
+    write_cameras_json(folder / "cameras.json", cameras, [f"{view}.png" for view in range(5)])
+    torch.manual_seed(0)
+    save_checkpoint(build_model(CONFIG), folder / "model.safetensors", {"data": "none"})
+    return folder
+
+
+def run(capture, source, output, *arguments):
+    model = ["--model", str(capture / "model.safetensors")]
+    return main(
+        ["reconstruct", str(capture / source), "--output", str(output), "--size", str(WIDTH), *model, *arguments]
+    )
+
+
+def test_photographs_become_a_complete_folder(capture, tmp_path, capsys):
+    assert run(capture, "photos", tmp_path / "out", "--video-frames", "3") == 0
+    out, _ = capsys.readouterr()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == OWN_NAMES
+    lines = out.splitlines()
+    assert len(lines) <= 24 and all(len(line) < 400 for line in lines)
+    assert lines[0].startswith(f"{tmp_path / 'out'}: ") and "5 views at 126x98 px" in lines[0]
+    assert "made for tests" in out and "geometric prior" in out  # model, licence, head
+    scene = Scene.load(tmp_path / "out")
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["views"] == [f"{view}.png" for view in range(5)] and report["input"]["kind"] == "folder"
+    assert report["gaussians"]["count"] == len(scene.gaussians) == report["filters"][-1]["after"]
+    assert [stage["name"] for stage in report["stages"]][-1] == "rendering the fly-through"
+    assert all(stage["peak_memory_bytes"] is None or stage["peak_memory_bytes"] > 0 for stage in report["stages"])
+    assert report["frame"]["source"] == "estimated" and scene.cameras.size == (WIDTH, HEIGHT)
+
+
+def test_measured_depth_is_placed_where_it_was_measured(capture, tmp_path, capsys):
+    arguments = ["--depth", "given", "--no-video", "--max-views", "3", "--json", "--model", "not-needed"]
+    assert run(capture, "rgbd", tmp_path / "out", *arguments) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["output"] == str(tmp_path / "out") and report["model"]["name"] is None
+    scene, truth = Scene.load(tmp_path / "out"), arc(5)
+    assert len(scene.cameras) == 3
+    pick = [int(name[0]) for name in report["views"]]
+    assert torch.allclose(scene.cameras.centers, truth.centers[pick], atol=1e-5)
+    assert torch.allclose(scene.depth, see(truth)[1][pick], atol=6e-4)
+    assert "flythrough.mp4" not in {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_cameras_of_a_file_are_obeyed_and_checked(capture, tmp_path, capsys):
+    cameras = ["--cameras", str(capture / "cameras.json"), "--no-video", "--json"]
+    assert run(capture, "photos", tmp_path / "out", *cameras) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert torch.allclose(Scene.load(tmp_path / "out").cameras.cam_from_world, arc(5).cam_from_world, atol=1e-5)
+    assert report["frame"]["source"] == "given cameras" and "check_without_poses" in report["poses"]
+    assert run(capture, "photos", tmp_path / "other", *cameras, "--poses-are", "opengl", "--no-pose-check") == 0
+    report = json.loads(capsys.readouterr().out)
+    flipped = Scene.load(tmp_path / "other").cameras
+    assert torch.allclose(flipped.centers, arc(5).centers, atol=1e-5)
+    assert torch.allclose(flipped.look_directions, -arc(5).look_directions, atol=1e-5)
+    assert "check_without_poses" not in report["poses"]
+
+
+def test_budget_and_filters_have_flags(capture, tmp_path, capsys):
+    flags = ["--depth", "given", "--no-video", "--json", "--border", "0", "--consistency", "0", "--keep-edges"]
+    assert run(capture, "rgbd", tmp_path / "out", *flags, "--max-gaussians", "2000") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["gaussians"]["count"] == 2000 == len(Scene.load(tmp_path / "out").gaussians)
+    assert {f["name"]: f["before"] - f["after"] for f in report["filters"]} == {
+        "invalid": 0, "confidence": 0, "sky": 0, "border": 0, "edges": 0, "consistency": 0,
+        "max_gaussians": 5 * HEIGHT * WIDTH - 2000,
+    }  # fmt: skip
+
+
+def test_the_same_command_gives_the_same_files(capture, tmp_path, capsys):
+    for name in ("a", "b"):
+        assert run(capture, "photos", tmp_path / name, "--no-video", "--max-views", "2") == 0
+    for name in ("scene.ply", "cameras.json", "transforms.json", "depth/0.npz", "preview.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("source", "arguments", "message"),
+    [
+        ("nothing", [], "does not exist"),
+        ("photos", ["--depth", "given"], "'depth' needs a transforms.json"),
+        ("photos", ["--poses-are", "c2w"], "--poses-are needs an input with poses"),
+        ("photos", ["--size", "5"], "--size must be >= 14; got 5"),
+        ("photos", ["--border", "2"], "border filter must lie in"),
+        ("photos", ["--model", "da3-giantt"], "did you mean"),
+        ("photos", ["--fps", "2"], "fps and frames are for videos"),
+        ("photos", ["--max-views", "0"], "--max-views must be >= 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(capture, tmp_path, capsys, source, arguments, message):
+    assert run(capture, source, tmp_path / "out", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_other_things_is_refused_before_any_work(capture, tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert run(capture, "photos", tmp_path) == 2
+    _, err = capsys.readouterr()
+    assert "holds other files (thesis.tex)" in err and "running the network" not in err
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_viewer_is_opened_on_the_result(capture, tmp_path, capsys, monkeypatch):
+    from da3gs.cli import main as application
+
+    monkeypatch.setitem(COMMANDS, "view", None)
+    opened = []
+    real = application.main
+    monkeypatch.setattr(application, "main", lambda arguments: opened.append(arguments) or 0)
+    flags = ["--depth", "given", "--no-video", "--view", "--model", "none"]
+    arguments = ["reconstruct", str(capture / "rgbd"), "--output", str(tmp_path / "out"), "--size", "70", *flags]
+    assert real(arguments) == 0
+    assert opened == [["view", str(tmp_path / "out")]]
+    monkeypatch.delitem(COMMANDS, "view")
+    assert real(arguments) == 2
+    assert "--view needs the command" in capsys.readouterr().err
