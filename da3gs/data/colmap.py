@@ -140,7 +140,7 @@ def read_colmap(
         lens = _lens(camera, width, height, lenses, where)
         distorted = bool(lens.coefficients.any()) or lens.model == "fisheye"
         photos.append(Photo(path, image.name, lens if distorted else None, upright))
-        poses.append(_cam_from_world(image))
+        poses.append(world_to_camera(image))
         if lens not in flat:
             flat[lens] = lens.pinhole_K() if distorted else lens.K
         K.append(flat[lens])
@@ -149,7 +149,7 @@ def read_colmap(
         name, reason = skipped[0]
         raise InputError(f"{model_folder}: none of its {len(skipped)} images can be used; {name}: {reason}")
     cameras = _cameras(np.stack(poses), np.stack(K), sizes, model_folder)
-    points, colors = _points(reconstruction)
+    points, colors = sparse_points(reconstruction)
     return ColmapModel(PosedImages(tuple(photos), cameras), points, colors, tuple(skipped))
 
 
@@ -305,8 +305,8 @@ def _lens(camera: Any, width: int, height: int, known: dict[tuple, Lens], where:
     return known.setdefault(key, Lens(kind, coefficients, K, width, height))
 
 
-def _cam_from_world(image: Any) -> np.ndarray:
-    """[4, 4] float64. An attribute up to pycolmap 3.11, a method since frames and rigs came."""
+def world_to_camera(image: Any) -> np.ndarray:
+    """[4, 4] float64 cam_from_world of a pycolmap image: an attribute up to 3.11, a method since rigs came."""
     pose = image.cam_from_world
     matrix = np.eye(4)
     matrix[:3] = (pose() if callable(pose) else pose).matrix()
@@ -332,7 +332,8 @@ def _cameras(poses: np.ndarray, K: np.ndarray, sizes: list[tuple[int, int]], fol
     return cameras.to(torch.float32)
 
 
-def _points(reconstruction: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def sparse_points(reconstruction: Any) -> tuple[Float[torch.Tensor, "M 3"], UInt8[torch.Tensor, "M 3"]]:
+    """Points and colours of a pycolmap reconstruction."""
     points = [(point.xyz, point.color) for _, point in sorted(reconstruction.points3D.items())]
     xyz = np.array([xyz for xyz, _ in points], dtype=np.float32).reshape(-1, 3)
     rgb = np.array([rgb for _, rgb in points], dtype=np.uint8).reshape(-1, 3)

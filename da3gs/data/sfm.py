@@ -1,0 +1,358 @@
+"""Camera poses from the photographs alone: COLMAP's incremental structure from motion through pycolmap, on the CPU.
+
+    images ─► SIFT ─► matching ─► incremental mapping ─► poses, one focal length and radial term per camera
+                                                      └► lens undone: pinhole images and `Cameras`
+
+The frame and the scale of the result are arbitrary. Letters: V images, R of them registered, M points.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+
+from da3gs.data.colmap import import_pycolmap, sparse_points, world_to_camera
+from da3gs.data.input_views import InputViews
+from da3gs.data.lens import Lens
+from da3gs.errors import InputError, MissingDependencyError
+from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.conventions import PIXEL_CENTER_PX
+from da3gs.images import load_image
+
+log = logging.getLogger(__name__)
+
+# Exhaustive matching grows with the square of the number of images; longer sequences match their neighbours only.
+_EXHAUSTIVE_UP_TO = 60
+_SEQUENTIAL_OVERLAP = 10
+# A radial term that moves the corner of the image by less than this is no lens worth undoing.
+_NEGLIGIBLE_PX = 0.5
+_CAMERA_MODEL = "SIMPLE_RADIAL"  # f cx cy k
+
+
+@dataclass(frozen=True, eq=False)
+class SfmStats:
+    """How well it went.
+
+    Attributes:
+        images, registered: Counts.
+        points: 3D points found.
+        observations_per_image: Mean number of points an image sees.
+        reprojection_error_px: Mean, at the size the features were found at.
+        track_length: Mean number of images that see a point.
+    """
+
+    images: int
+    registered: int
+    points: int
+    observations_per_image: float
+    reprojection_error_px: float
+    track_length: float
+
+
+@dataclass(frozen=True, eq=False)
+class SfmResult:
+    """Cameras found for R of V images.
+
+    Attributes:
+        cameras: [R] pinhole cameras at the sizes of the images, for images undistorted by `lenses`.
+        registered: [V], which images they belong to.
+        lenses: [R] what the photographs were taken with; None where the image is a pinhole image already.
+        points, colors: [M, 3] sparse points and their colours.
+        stats: Counts and errors.
+    """
+
+    cameras: Cameras
+    registered: Bool[torch.Tensor, " V"]
+    lenses: tuple[Lens | None, ...]
+    points: Float[torch.Tensor, "M 3"]
+    colors: UInt8[torch.Tensor, "M 3"]
+    stats: SfmStats
+
+
+def run_sfm(
+    images: Sequence[str | os.PathLike | np.ndarray],
+    names: Sequence[str],
+    *,
+    focal_hint_px: Sequence[float | None] | None = None,
+    sequential: bool | None = None,
+    max_size_px: int = 1024,
+    max_features: int = 4096,
+    threads: int = 2,
+    seed: int = 0,
+    progress: bool = False,
+) -> SfmResult:
+    """Find the cameras of photographs of one static scene.
+
+    Images of equal size and focal hint are taken to come from one camera and share its intrinsics.
+
+    Args:
+        images: V >= 2 files (turned upright by EXIF) or RGB uint8 arrays.
+        names: One label each, for messages.
+        focal_hint_px: Focal lengths to start from; without one 1.2 times the longer side.
+        sequential: Match each image with its neighbours in the sequence only. None: when there are more than 60.
+        max_size_px: Features are found on copies whose longer side is at most this.
+        max_features: Features per image at most.
+        threads: CPU threads for features and matching.
+        seed: Of every random choice. Equal seeds give equal cameras.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: Fewer than two images, or too little overlap or texture to register two of them.
+        MissingDependencyError: pycolmap is not installed or too old.
+    """
+    if len(images) != len(names) or len(images) < 2:
+        raise InputError(f"structure from motion needs at least two images and a name each; got {len(images)}")
+    pycolmap = import_pycolmap()
+    if not hasattr(pycolmap, "FeatureExtractorType"):
+        raise MissingDependencyError("this pycolmap is too old for structure from motion: pip install -U pycolmap")
+    hints = [None] * len(images) if focal_hint_px is None else list(focal_hint_px)
+    use_neighbours = len(images) > _EXHAUSTIVE_UP_TO if sequential is None else sequential
+
+    with tempfile.TemporaryDirectory(prefix="da3gs-sfm-") as folder, _quiet(pycolmap), _bars(progress) as bars:
+        pycolmap.set_random_seed(seed)
+        root = Path(folder)
+        files, sizes = _write_copies(images, hints, root / "images", max_size_px, bars("Reading images", len(images)))
+        _extract(pycolmap, root, files, hints, max_features, threads, bars("Finding features", len(images)))
+        _match(pycolmap, root, use_neighbours, threads, seed, bars("Matching features", None))
+        reconstruction = _map(pycolmap, root, seed, bars("Placing cameras", len(images)))
+        if reconstruction is None:
+            raise InputError(
+                f"structure from motion could not place any two of the {len(images)} images ({names[0]}, ...): too "
+                "little overlap, texture or motion; take more overlapping photographs, or go without it"
+            )
+        return _result(reconstruction, files, sizes)
+
+
+def with_sfm_cameras(views: InputViews, **options) -> InputViews:
+    """The views that structure from motion can place, undistorted and with cameras; notes tell about the others.
+
+    Args:
+        views: Two or more.
+        options: Passed to `run_sfm`.
+    """
+    found = run_sfm(views.images, views.names, focal_hint_px=views.focal_hint_px, **options)
+    kept = found.registered.nonzero().flatten().tolist()
+    left_out = tuple(
+        (name, "structure from motion could not place it")
+        for name, registered in zip(views.names, found.registered.tolist(), strict=True)
+        if not registered
+    )
+    stats = found.stats
+    note = (
+        f"structure from motion placed {stats.registered} of {stats.images} images "
+        f"({stats.points} points, {stats.reprojection_error_px:.2f} px)"
+    )
+    if left_out:
+        note += f"; left out: {', '.join(name for name, _ in left_out[:8])}{' ...' if len(left_out) > 8 else ''}"
+    picked = views[kept]
+    images = list(picked.images)
+    for index, lens in enumerate(found.lenses):
+        if lens is not None:
+            K = found.cameras.K[index].double().numpy()
+            images[index] = lens.undistort(picked.load_image(index), K)
+    posed = replace(picked, images=tuple(images)).with_cameras(found.cameras)
+    return replace(posed, skipped=views.skipped + left_out, notes=(*views.notes, note))
+
+
+# ---------------------------------------------------------------- steps
+
+
+def _write_copies(
+    images, hints, root: Path, max_size_px: int, advance: Callable
+) -> tuple[list[str], list[tuple[int, int]]]:
+    """Copies for COLMAP, one folder per camera; their names, and the sizes (width, height) of the originals."""
+    import cv2
+
+    files, sizes = [], []
+    for index, image in enumerate(images):
+        pixels = image if isinstance(image, np.ndarray) else load_image(image)
+        height, width = pixels.shape[:2]
+        hint = hints[index]
+        folder = f"{width}x{height}_{'unknown' if hint is None else round(hint)}"
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        scale = min(1.0, max_size_px / max(width, height))
+        if scale < 1:
+            size = max(1, round(width * scale)), max(1, round(height * scale))
+            pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        files.append(f"{folder}/{index:06d}.png")
+        cv2.imwrite(str(root / files[-1]), pixels[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        sizes.append((width, height))
+        advance()
+    return files, sizes
+
+
+def _extract(
+    pycolmap: ModuleType, root: Path, files, hints, max_features: int, threads: int, advance: Callable
+) -> None:
+    """Images, cameras and SIFT features into COLMAP's database.
+
+    The features are OpenCV's: several times faster on a CPU than COLMAP's own, and written in a fixed order.
+    """
+    import cv2
+
+    pycolmap.Database.open(root / "database.db").close()  # creates it
+    groups: dict[str, list[int]] = {}
+    for index, file in enumerate(files):
+        groups.setdefault(file.split("/")[0], []).append(index)
+    for members in groups.values():
+        options = pycolmap.ImageReaderOptions()
+        options.camera_model = _CAMERA_MODEL
+        hint = hints[members[0]]
+        if hint is not None:
+            height, width = cv2.imread(str(root / "images" / files[members[0]])).shape[:2]
+            full_width = int(files[members[0]].split("x")[0])
+            options.camera_params = f"{hint * width / full_width},{width / 2},{height / 2},0"
+        pycolmap.import_images(
+            root / "database.db",
+            root / "images",
+            camera_mode=pycolmap.CameraMode.PER_FOLDER,
+            image_names=[files[index] for index in members],
+            options=options,
+        )
+    sift = cv2.SIFT.create(max_features, contrastThreshold=0.02)
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(threads)
+    database = pycolmap.Database.open(root / "database.db")
+    try:
+        for image in sorted(database.read_all_images(), key=lambda image: image.name.split("/")[1]):
+            grey = cv2.imread(str(root / "images" / image.name), cv2.IMREAD_GRAYSCALE)
+            keypoints, descriptors = _sift(sift, grey)
+            database.write_keypoints(image.image_id, keypoints)
+            sift_type = pycolmap.FeatureExtractorType.SIFT
+            database.write_descriptors(image.image_id, pycolmap.FeatureDescriptors(sift_type, descriptors))
+            advance()
+    finally:
+        database.close()
+        cv2.setNumThreads(before)
+
+
+def _sift(sift: Any, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[N, 4] x, y (pixel centres at + 0.5), scale, angle in radians; [N, 128] RootSIFT as COLMAP quantises it."""
+    found, descriptors = sift.detectAndCompute(grey, None)
+    if descriptors is None:
+        return np.empty((0, 4), np.float32), np.empty((0, 128), np.uint8)
+    keypoints = np.array([(k.pt[0], k.pt[1], k.size / 2, np.deg2rad(k.angle)) for k in found], dtype=np.float32)
+    keypoints[:, :2] += PIXEL_CENTER_PX
+    # Hellinger kernel (Arandjelovic and Zisserman, CVPR 2012); 512 is COLMAP's scale of the unit vector.
+    share = descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-12)
+    return keypoints, np.clip(np.rint(512 * np.sqrt(share)), 0, 255).astype(np.uint8)
+
+
+def _match(pycolmap: ModuleType, root: Path, neighbours: bool, threads: int, seed: int, advance: Callable) -> None:
+    options = pycolmap.FeatureMatchingOptions()
+    options.num_threads, options.use_gpu = threads, False
+    verification = pycolmap.TwoViewGeometryOptions()
+    if hasattr(verification.ransac, "random_seed"):
+        verification.ransac.random_seed = seed
+    arguments: dict[str, Any] = {
+        "matching_options": options,
+        "verification_options": verification,
+        "device": pycolmap.Device.cpu,
+    }
+    if neighbours:
+        pairing = pycolmap.SequentialPairingOptions()
+        pairing.overlap = _SEQUENTIAL_OVERLAP
+        pycolmap.match_sequential(root / "database.db", pairing_options=pairing, **arguments)
+    else:
+        pycolmap.match_exhaustive(root / "database.db", **arguments)
+    advance()
+
+
+def _map(pycolmap: ModuleType, root: Path, seed: int, advance: Callable) -> Any | None:
+    """The reconstruction with most images, or None."""
+    options = pycolmap.IncrementalPipelineOptions()
+    # Sums of several threads round differently from run to run, and bundle adjustment magnifies that.
+    options.num_threads, options.random_seed = 1, seed
+    options.min_model_size = 2
+    options.max_num_models = 3
+    (root / "models").mkdir()
+    models = pycolmap.incremental_mapping(
+        root / "database.db",
+        root / "images",
+        root / "models",
+        options,
+        initial_image_pair_callback=lambda: advance(2),
+        next_image_callback=advance,
+    )
+    found = [model for model in models.values() if model.num_reg_images() >= 2]
+    return max(found, key=lambda model: (model.num_reg_images(), model.num_points3D()), default=None)
+
+
+def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]]) -> SfmResult:
+    by_name = {image.name: image for image in reconstruction.images.values() if image.has_pose}
+    kept = [index for index, file in enumerate(files) if file in by_name]
+    poses, K, lenses = [], [], []
+    shared: dict[tuple, tuple[Lens | None, np.ndarray]] = {}
+    for index in kept:
+        image = by_name[files[index]]
+        poses.append(world_to_camera(image))
+        key = (image.camera_id, *sizes[index])
+        if key not in shared:
+            shared[key] = _lens(reconstruction.cameras[image.camera_id], *sizes[index])
+        lens, flat = shared[key]
+        K.append(flat)
+        lenses.append(lens)
+    width, height = torch.tensor([sizes[index] for index in kept]).T
+    registered = torch.zeros(len(files), dtype=torch.bool)
+    registered[kept] = True
+    points, colors = sparse_points(reconstruction)
+    stats = SfmStats(
+        images=len(files),
+        registered=len(kept),
+        points=int(reconstruction.num_points3D()),
+        observations_per_image=float(reconstruction.compute_mean_observations_per_reg_image()),
+        reprojection_error_px=float(reconstruction.compute_mean_reprojection_error()),
+        track_length=float(reconstruction.compute_mean_track_length()),
+    )
+    cameras = Cameras(torch.from_numpy(np.stack(poses)), torch.from_numpy(np.stack(K)), width, height).to(torch.float32)
+    return SfmResult(cameras, registered, tuple(lenses), points, colors, stats)
+
+
+def _lens(camera: Any, width: int, height: int) -> tuple[Lens | None, np.ndarray]:
+    """The lens at the size of the original, and K of its pinhole image; no lens where the radial term is negligible."""
+    focal, _, _, radial = (float(value) for value in camera.params)
+    K = np.asarray(camera.calibration_matrix(), dtype=np.float64)
+    K[0] *= width / camera.width
+    K[1] *= height / camera.height
+    corner = np.hypot(camera.width, camera.height) / 2 / focal
+    if abs(radial) * corner**3 * K[0, 0] < _NEGLIGIBLE_PX:
+        return None, K
+    lens = Lens("perspective", np.array([radial, 0, 0, 0, 0, 0, 0, 0.0]), K, width, height)
+    return lens, lens.pinhole_K()
+
+
+# ---------------------------------------------------------------- surroundings
+
+
+@contextmanager
+def _quiet(pycolmap: ModuleType) -> Iterator[None]:
+    """COLMAP's running commentary stays off stderr; that nothing could be placed is said by our own error."""
+    level = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = 3  # glog: 0 info, 1 warning, 2 error, 3 fatal
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = level
+
+
+@contextmanager
+def _bars(shown: bool) -> Iterator[Callable[[str, int | None], Callable]]:
+    """Yields bar(description, total) -> advance(count=1)."""
+    from rich.progress import Progress
+
+    with Progress(disable=not shown, transient=True) as progress:
+
+        def bar(description: str, total: int | None) -> Callable:
+            task = progress.add_task(description, total=total)
+            return lambda count=1: progress.advance(task, count)
+
+        yield bar
