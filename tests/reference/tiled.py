@@ -136,10 +136,12 @@ class _Composite(torch.autograd.Function):
                 _, p, _, _, alpha = _chunk(
                     parameters, splats, offsets, block[active], sizes[active], start, ctx.tiles_x
                 )
-                weight, live, _ = _weights(alpha, before[active], done[active])
+                T = before[active]
+                reaching, ended = _advance(alpha.clamp_max_(dense.MAX_ALPHA), T, done[active])
+                weight = alpha.mul_(reaching)
                 blended[active] += torch.bmm(weight.transpose(1, 2), p[..., 6:])
-                done[active] |= ~live[:, -1]
-                before[active] -= weight.sum(1)
+                done[active] |= ended
+                before[active] = T - weight.sum(1)
             image[block], transmittance[block] = blended, before
         ctx.save_for_backward(parameters, splats, offsets, image, transmittance)
         return image, transmittance

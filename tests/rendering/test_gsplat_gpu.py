@@ -1,8 +1,8 @@
 """gsplat against the CPU kernels on the same scenes: one function, two backends. Needs a CUDA device.
 
 gsplat compiles with fast-math and its own order of float32 sums, so alphas differ by about 1e-5 and a splat at a
-threshold (alpha = 1/255 or transmittance = 1e-4) may count on one side only: up to 4e-3 of one pixel, and the gradients of
-the few splats behind it. Hence a tight bound on nearly all pixels, a loose one on all, and a relative L2 bound on
+threshold (alpha = 1/255 or transmittance = 1e-4) may count on one side only: up to 4e-3 of one pixel, and the gradients
+of the few splats behind it. Hence a tight bound on nearly all pixels, a loose one on all, and a relative L2 bound on
 gradients.
 """
 

@@ -21,6 +21,11 @@ logger = logging.getLogger(__name__)
 FAST_MATH = frozenset({"contract", "reassoc", "nsz", "arcp", "afn"})
 
 
+def options(parallel: bool) -> dict:
+    """Compiler flags; the numpy error model divides by zero without a branch."""
+    return {"parallel": parallel, "fastmath": set(FAST_MATH), "error_model": "numpy"}
+
+
 def kernel(function: Callable) -> Callable:
     """Compile a function that Python calls: parallel loops, cached on disk."""
     return _compile_cached(function, parallel=True)
@@ -35,27 +40,26 @@ def _compile_cached(function: Callable, parallel: bool) -> Callable:
     # The tests wrap functions in type checkers; numba needs the plain one.
     function = inspect.unwrap(function)
     folder = cache_folder()
-    options = {"parallel": parallel, "fastmath": set(FAST_MATH), "error_model": "numpy"}
     if folder is None:
-        return numba.njit(**options)(function)
+        return numba.njit(**options(parallel))(function)
     before = numba_config.CACHE_DIR
     numba_config.CACHE_DIR = str(folder)  # read while decorating
     try:
-        return numba.njit(cache=True, **options)(function)
+        return numba.njit(cache=True, **options(parallel))(function)
     finally:
         numba_config.CACHE_DIR = before
 
 
 def device(function: Callable) -> Callable:
-    """Compile a function that only kernels call."""
-    return numba.njit(fastmath=set(FAST_MATH), error_model="numpy")(inspect.unwrap(function))
+    """Compile a function that only kernels call; without the wrappers that make it callable from outside."""
+    return numba.njit(no_cpython_wrapper=True, no_cfunc_wrapper=True, **options(False))(inspect.unwrap(function))
 
 
 @cache
 def cache_folder() -> Path | None:
-    """Where compiled kernels live; None (said once) when no folder can be written.
+    """Where compiled kernels live: in ``NUMBA_CACHE_DIR`` if set, else in ``~/.cache/da3gs/numba``.
 
-    ``NUMBA_CACHE_DIR`` if set, else ``~/.cache/da3gs/numba``.
+    None (said once) when no folder can be written.
     """
     root = Path(numba_config.CACHE_DIR) if numba_config.CACHE_DIR else Path("~/.cache/da3gs/numba").expanduser()
     folder = root / source_digest()
@@ -70,6 +74,8 @@ def cache_folder() -> Path | None:
             error.strerror,
         )
         return None
+    if not any(folder.rglob("*.nbc")):
+        logger.info("compiling render kernels, once per machine and version: about half a minute; kept in %s", folder)
     return folder
 
 
