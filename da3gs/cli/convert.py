@@ -22,6 +22,9 @@ class ConvertCommand:
 
     The suffixes choose the formats. The output appears complete or not at all, so naming the input again is safe.
 
+    The folder of a nerfstudio run (methods da3gs and da3gs-splat) can stand for the input; its Gaussians come back to
+    the data set's own frame and scale, which ns-export does not do.
+
     --transform moves the whole scene by a similarity, x_new = scale * R x + t: eight numbers without spaces
     (scale, unit quaternion wxyz, translation in new units), or a JSON file with the 4x4 matrix [[scale R, t], [0, 1]].
     Shear and mirroring have no exact form in Gaussians with SH and are refused.
@@ -31,10 +34,11 @@ class ConvertCommand:
       da3gs convert scene.ply viewer.ply --sh-degree 3
       da3gs convert scene.ply y_up.ply --transform 1,0,1,0,0,0,0,0
       da3gs convert scene.ply metric.ply --transform world_from_scene.json
+      da3gs convert outputs/fox/da3gs/2025-01-31_120000 fox.ply
     """
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
-    """File of Gaussians to read (.ply)."""
+    """File of Gaussians to read (.ply), or folder of a nerfstudio run (outputs/<experiment>/da3gs/<time>)."""
 
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
     """File to write (.ply); replaced if it exists."""
@@ -53,14 +57,17 @@ class ConvertCommand:
 
     def run(self) -> int:
         from da3gs.export.gaussian_files import file_comments, gaussian_format, load_gaussians, save_gaussians
+        from da3gs.export.nerfstudio_run import RUN_COMMENTS, holds_run, load_run
 
         # Everything that can be refused is refused before the input, perhaps large, is read.
-        gaussian_format(self.input)
+        is_run = holds_run(self.input)
+        if not is_run:
+            gaussian_format(self.input)
         gaussian_format(self.output)
         if not 0 <= self.min_opacity <= 1:
             raise InputError(f"--min-opacity must lie in [0, 1]; got {self.min_opacity:g}")
         similarity = None if self.transform is None else parse_similarity(self.transform)
-        gaussians = load_gaussians(self.input)
+        gaussians = load_run(self.input) if is_run else load_gaussians(self.input)
         total = len(gaussians)
         if self.min_opacity > 0 and total:
             highest = float(gaussians.opacities.max())
@@ -72,7 +79,8 @@ class ConvertCommand:
                 )
         if similarity is not None:
             gaussians = gaussians.transform(similarity)
-        kept = header_to_keep(file_comments(self.input), moved=similarity is not None)
+        comments = RUN_COMMENTS if is_run else file_comments(self.input)
+        kept = header_to_keep(comments, moved=similarity is not None)
         save_gaussians(gaussians, self.output, sh_degree=self.sh_degree, **kept)
         degree = gaussians.sh_degree if self.sh_degree is None else self.sh_degree
         size = self.output.stat().st_size

@@ -22,7 +22,9 @@ from da3gs.geometry.similarity import Similarity
 
 FORMAT = "da3gs-nerfstudio-1"
 CONFIG_FILE, TRANSFORM_FILE, CHECKPOINT_FOLDER = "config.yml", "dataparser_transforms.json", "nerfstudio_models"
-RUN_FRAME = "data set (nerfstudio run undone)"
+# Header of the files made from a run.
+RUN_COMMENTS = ("Frame: that of the cameras in the data set's files (nerfstudio's normalisation undone)",)
+_BELOW = ("*/", "*/*/", "*/*/*/")  # <method>/<time>, <experiment>/<method>/<time>
 PARAMETERS = ("means", "scales", "quats", "features_dc", "features_rest", "opacities")
 
 
@@ -49,10 +51,16 @@ def load_run(folder: str | Path) -> Gaussians:
     return gaussians_from_state(content).transform(data_from_run)
 
 
+def holds_run(folder: str | Path) -> bool:
+    """Whether a path is the folder of a run, or of several (`load_run` then says which one to take)."""
+    folder = Path(folder)
+    return folder.is_dir() and any(next(folder.glob(f"{deep}{CONFIG_FILE}"), None) for deep in ("", *_BELOW))
+
+
 def latest_checkpoint(folder: Path) -> Path:
     """The checkpoint with the most steps below a run folder."""
     if not (folder / CONFIG_FILE).is_file():
-        inside = sorted(path.parent for path in folder.glob(f"*/**/{CONFIG_FILE}")) if folder.is_dir() else []
+        inside = sorted(path.parent for deep in _BELOW for path in folder.glob(f"{deep}{CONFIG_FILE}"))
         hint = f"; did you mean {inside[-1]}?" if inside else ""
         raise InputError(f"{folder} is no nerfstudio run: it holds no {CONFIG_FILE}{hint}")
     found = {}

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from da3gs.data.view_choice import evenly_spread, farthest_views
 from da3gs.errors import InputError
-from da3gs.fusion import filter_pixels
+from da3gs.fusion import filter_pixels, keep_budget
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pixels
-from da3gs.rendering import RenderConfig, contributions
+from da3gs.rendering import RenderConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,11 +55,13 @@ class FeedForward:
     Attributes:
         prediction: In nerfstudio's frame and scale.
         selection: Index of every kept Gaussian among one per pixel.
-        gaussians: The kept ones.
+        growth: Factors on their standard deviations: the budget lets the kept ones stand for others.
+        gaussians: The kept ones, grown.
     """
 
     prediction: ScenePrediction
     selection: Int64[Tensor, " N"]
+    growth: Float[Tensor, "N 3"]
     gaussians: Gaussians
 
 
@@ -116,14 +118,33 @@ def feed_forward(
     if len(selection) == 0:
         steps = ", ".join(f"{record.name} {record.before - record.after}" for record in records)
         raise InputError(f"no Gaussian of the context views is left after filtering (dropped: {steps})")
-    gaussians = prediction.gaussians.with_sh_degree(sh_degree)
-    if max_gaussians is not None and len(selection) > max_gaussians:
-        if max_gaussians < 1:
-            raise InputError(f"--pipeline.model.max-gaussians must be >= 1; got {max_gaussians}")
-        weight = contributions(gaussians[selection], prediction.cameras, RenderConfig(depth=False))
-        selection = selection[weight.topk(max_gaussians).indices.sort().values]
+    selection, growth = _budget(prediction.gaussians, selection, prediction.cameras, max_gaussians)
     logger.info("%d of %d Gaussians kept", len(selection), len(keep))
-    return FeedForward(prediction, selection, gaussians[selection])
+    gaussians = with_growth(prediction.gaussians[selection], growth).with_sh_degree(sh_degree)
+    return FeedForward(prediction, selection, growth, gaussians)
+
+
+def with_growth(gaussians: Gaussians, growth: Float[Tensor, "N 3"]) -> Gaussians:
+    """Gaussians with their standard deviations multiplied; gradients flow."""
+    means, quats, scales, opacities, sh = gaussians.tensors()
+    return Gaussians.unchecked(means, quats, scales * growth, opacities, sh)
+
+
+def _budget(
+    gaussians: Gaussians, selection: Int64[Tensor, " N"], cameras: Cameras, count: int | None
+) -> tuple[Tensor, Tensor]:
+    """Which of the selected Gaussians `keep_budget` keeps, and how much it lets each grow."""
+    candidates = gaussians[selection]
+    if count is None:
+        return selection, torch.ones_like(candidates.scales)
+    # Colours have no part in the choice, so their place can carry each Gaussian's number (exact in two float32).
+    number = torch.arange(len(selection), device=selection.device)
+    label = torch.stack([number // 4096, number % 4096, torch.zeros_like(number)], -1).to(candidates.sh)[:, None]
+    labelled = Gaussians.unchecked(*candidates.tensors()[:4], label)
+    kept, _ = keep_budget(labelled, cameras, count, RenderConfig(depth=False))
+    rows = kept.sh[:, 0].round().long()
+    chosen = rows[:, 0] * 4096 + rows[:, 1]
+    return selection[chosen], kept.scales / candidates.scales[chosen]
 
 
 def _processed_masks(valid: list[Tensor | None], views: Views) -> Bool[Tensor, "V H W"]:

@@ -28,7 +28,7 @@ from da3gs.model.gaussian_adapter import AdapterConfig, gaussians_from_raw
 from da3gs.model.gs_head import GaussianHead
 from da3gs.model.network import Da3Network, initialize
 from da3gs.model.presets import GSHeadConfig
-from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.nerfstudio.context import FeedForward, with_growth
 
 
 def ensure_head(model: DA3Model) -> GaussianHead:
@@ -70,6 +70,7 @@ class FrozenInputs:
         confidence: Of the depth.
         user_from_network: From there to nerfstudio's frame.
         selection: Index of every kept Gaussian among one per pixel.
+        growth: Factors on their standard deviations.
     """
 
     tokens: BackboneOutput
@@ -79,6 +80,7 @@ class FrozenInputs:
     confidence: Float[Tensor, "V H W"] | None
     user_from_network: Similarity
     selection: Int64[Tensor, " N"]
+    growth: Float[Tensor, "N 3"]
 
     def gaussians(self, head: GaussianHead) -> Gaussians:
         """The Gaussians a head makes of the context views; gradients flow to the head."""
@@ -91,12 +93,13 @@ class FrozenInputs:
             images=self.views.images,
             confidence=self.confidence,
         )
-        return splats[self.selection].transform(self.user_from_network)
+        return with_growth(splats[self.selection], self.growth).transform(self.user_from_network)
 
 
 @torch.no_grad()
-def freeze(model: DA3Model, prediction: ScenePrediction, selection: Int64[Tensor, " N"]) -> FrozenInputs:
+def freeze(model: DA3Model, start: FeedForward) -> FrozenInputs:
     """Tokens, depth and cameras of a prediction whose cameras were given."""
+    prediction = start.prediction
     if prediction.alignment is None or prediction.cameras is None:
         raise InputError("fine-tuning a Gaussian head needs posed context views")
     user_from_network = prediction.alignment.target_from_source
@@ -112,5 +115,6 @@ def freeze(model: DA3Model, prediction: ScenePrediction, selection: Int64[Tensor
         prediction.cameras.transform(user_from_network.inverse()),
         prediction.confidence,
         user_from_network,
-        selection,
+        start.selection,
+        start.growth,
     )

@@ -311,7 +311,7 @@ class HeadModel(FeedForwardSplats):
     def _begin(self, model: DA3Model, context: ContextViews) -> None:
         head = ensure_head(model)
         start = self._feed_forward(model, context)
-        self._inputs = freeze(model, start.prediction, start.selection)
+        self._inputs = freeze(model, start)
         self.set_gaussians(start.gaussians)
         self.head = head.requires_grad_(True)
 
