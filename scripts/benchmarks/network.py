@@ -5,8 +5,8 @@ The official package (PyPI ``depth-anything-3``) lives in an environment of its 
     python scripts/benchmarks/network.py --official-python /path/to/venv/bin/python --out scripts/benchmarks/results
 
 Both sides get the same synthetic weights and images and run in worker processes, one at a time, in interleaved rounds.
-CPU seconds are those of all threads; extra memory is the peak resident size during a forward minus that before it (Linux).
-The official network always computes its ray branch; ours is timed with and without.
+CPU seconds are those of all threads; extra memory is the peak resident size during a forward minus that before it
+(Linux). The official network always computes its ray branch; ours is timed with and without.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def synthetic(key: str, shape):
 
 
 def build(side: str, preset: str):
-    """A callable images, rays -> (depth, confidence) and versions."""
+    """A callable images, rays -> depth."""
     import torch
 
     if side == "official":
@@ -60,8 +60,7 @@ def build(side: str, preset: str):
                 parameter.copy_(torch.from_numpy(synthetic(f"model.{key}", parameter.shape)))
 
         def forward(images, rays):
-            output = network(images)
-            return output["depth"], output["depth_conf"]
+            return network(images)["depth"]
 
         return forward
     from da3gs.model.checkpoints import load_official_state_dict, official_shapes
@@ -75,8 +74,7 @@ def build(side: str, preset: str):
     network.eval()
 
     def forward(images, rays):
-        output = network(images, rays=rays)
-        return output.depth, output.confidence
+        return network(images, rays=rays).depth
 
     return forward
 
@@ -111,7 +109,7 @@ def work(side: str, threads: int) -> None:
         before = resident("VmRSS")
         wall, cpu = time.perf_counter(), time.process_time()
         with torch.no_grad():
-            depth, confidence = forwards[ask["preset"]](images, ask["rays"])
+            depth = forwards[ask["preset"]](images, ask["rays"])
         answer = {
             "cpu_s": time.process_time() - cpu,
             "wall_s": time.perf_counter() - wall,
@@ -126,7 +124,11 @@ class Worker:
     """One side in its own process."""
 
     def __init__(self, python: str, side: str, threads: int):
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONWARNINGS": "ignore"}
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "OMP_WAIT_POLICY": "passive",  # a thread that spins while others work would be counted as working
+            "PYTHONWARNINGS": "ignore",
+        }
         if side == "ours":
             environment["PYTHONPATH"] = str(Path(__file__).resolve().parents[2])
         command = [python, __file__, "--worker", side, "--threads", str(threads)]
@@ -213,7 +215,7 @@ def markdown(report: dict) -> str:
         "(medians). Official: PyPI depth-anything-3 "
         f"{report['official_version']}, which always computes its ray branch.",
         "",
-        "| preset | network | CPU s (min) | wall s | extra peak MiB | speedup | memory ratio | worst depth difference |",
+        "| preset | network | CPU s (min) | wall s | extra peak MiB | speedup | memory ratio | depth difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["comparison"]:
@@ -259,9 +261,8 @@ def main() -> None:
     comparison, version = [], "not measured"
     if options.official_python:
         ask = "import importlib.metadata as m; print(m.version('depth-anything-3'))"
-        version = subprocess.run(
-            [options.official_python, "-c", ask], capture_output=True, text=True, check=True
-        ).stdout
+        asked = subprocess.run([options.official_python, "-c", ask], capture_output=True, text=True, check=True)
+        version = asked.stdout
         official = Worker(options.official_python, "official", options.threads)
         for preset in options.presets:
             comparison += compare(preset, options.rounds, official, ours)
