@@ -241,9 +241,10 @@ def load_network(name_or_path: str | Path, *, device: str | torch.device = "cpu"
     """
     path = Path(name_or_path)
     bundled = ASSETS / f"{str(name_or_path).lower()}.safetensors"
-    if path.is_dir():
+    named = str(name_or_path).lower() in known_names()  # a folder of that name in the working folder is not meant
+    if path.is_dir() and not named:
         network = _load_folder(path)
-    elif path.is_file():
+    elif path.is_file() and not named:
         network = _load_file(path)
     elif bundled.is_file():
         network = _load_file(bundled)

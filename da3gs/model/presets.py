@@ -144,11 +144,16 @@ class ModelConfig:
         """
         if not isinstance(mapping, Mapping):
             raise InputError(f"a model configuration must be a mapping; got {type(mapping).__name__}")
+        has_config = isinstance(mapping.get("config"), Mapping)
         for key in ("preset", "model_name"):
             # The released loader reads `model_name` alone; `config` next to it repeats the same preset.
             if isinstance(mapping.get(key), str):
-                return preset(mapping[key])
-        if isinstance(mapping.get("config"), Mapping):
+                try:
+                    return preset(mapping[key])
+                except InputError:
+                    if not has_config:
+                        raise
+        if has_config:
             return cls.from_official(mapping["config"])
         if "anyview" in mapping:
             return replace(

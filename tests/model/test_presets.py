@@ -105,6 +105,8 @@ def test_released_configurations_are_read(name):
     assert ModelConfig.from_official(whole) == PRESETS[name]
     assert architecture(ModelConfig.from_official({"config": block})) == architecture(PRESETS[name])
     assert ModelConfig.from_official({"preset": name}) == PRESETS[name]
+    renamed = ModelConfig.from_official({"model_name": "fine-tuned", "config": block})
+    assert architecture(renamed) == architecture(PRESETS[name])
 
 
 @pytest.mark.parametrize("name", PRESETS)
