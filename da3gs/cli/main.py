@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
         "da3gs.cli.reconstruct", "ReconstructCommand", "Photographs, a video or a data set to Gaussian splats."
     ),
     "render": Command("da3gs.cli.render", "RenderCommand", "Render a Gaussian file to images or a video."),
+    "view": Command("da3gs.cli.view", "ViewCommand", "Show a scene in the browser."),
     "convert": Command("da3gs.cli.convert", "ConvertCommand", "Convert a Gaussian file: format, frame, SH degree."),
     "info": Command("da3gs.cli.info", "InfoCommand", "Print what a Gaussian file holds."),
 }
