@@ -4,9 +4,9 @@
     python scripts/benchmarks/rasterizer.py --write                  # and into scripts/benchmarks/results/
     python scripts/benchmarks/rasterizer.py --prototype DIR          # also check the baseline against DIR/torch_rast.py
 
-One camera, RGB [N, 3], float32; means, quats, scales, opacities, colours and cam_from_world all require gradients. The
-implementations take turns within each round, so that a busy machine slows all of them; medians over rounds. CPU-ms is the
-time all threads of the process spent.
+One camera, RGB [N, 3], float32; means, quats, scales, opacities, colours and cam_from_world require gradients. The
+implementations take turns within each round, so that a busy machine slows all of them; medians over rounds. CPU-ms is
+the time all threads of the process spent.
 """
 
 import argparse
@@ -169,7 +169,7 @@ def table(report: dict) -> str:
         "",
         "CPU-ms (wall ms), medians of interleaved rounds, one thread unless said. All inputs require gradients.",
         "",
-        "| scene | implementation | forward | forward + backward | times faster (f) | times faster (f+b) | asked (f+b) |",
+        "| scene | implementation | forward (f) | forward + backward (f+b) | f: times faster | f+b | f+b asked |",
         "|---|---|---|---|---|---|---|",
     ]
     for scene, results in report["scenes"].items():

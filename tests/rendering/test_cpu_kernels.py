@@ -15,7 +15,7 @@ from reference.scenes import random_scene
 
 from da3gs.geometry import spherical_harmonics
 from da3gs.rendering import RenderConfig, render
-from da3gs.rendering.cpu import compiling, harmonics, lanes, listing
+from da3gs.rendering.cpu import compiling, exponentials, harmonics, lanes, listing
 from da3gs.rendering.cpu.compositing import compositor
 from da3gs.rendering.cpu.compositing_backward import backward_compositor
 from da3gs.rendering.cpu.lanes import WIDTH
@@ -26,13 +26,13 @@ f32 = np.float32
 @compiling.serial_kernel
 def apply_exp2(values, results):
     for i in range(0, values.size, WIDTH):
-        lanes.store(results, i, lanes.exp2(lanes.load(values, i)))
+        lanes.store(results, i, exponentials.exp2(lanes.load(values, i)))
 
 
 @compiling.serial_kernel
 def apply_log2(values, results):
     for i in range(0, values.size, WIDTH):
-        lanes.store(results, i, lanes.log2(lanes.load(values, i)))
+        lanes.store(results, i, exponentials.log2(lanes.load(values, i)))
 
 
 @compiling.serial_kernel

@@ -247,6 +247,13 @@ def test_a_splat_in_the_camera_and_one_at_the_horizon():
     assert all(torch.isfinite(gradient).all() for gradient in grads_of(scene, camera()))
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e9, 1e30])
+def test_absurd_sizes_stay_finite(size):
+    scene = splats([[0.0, 0, 3.0], [0.1, 0, 4.0]], [[size, size, 0.1 * size]], [0.5, 0.9], [[1.0, 0.5, 0.2]] * 2)
+    assert torch.isfinite(render(scene, camera()).rgb).all()
+    assert all(torch.isfinite(gradient).all() for gradient in grads_of(scene, camera()))
+
+
 @pytest.mark.parametrize("name", ["means", "quats", "scales", "opacities", "sh"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_values_that_are_not_finite_are_refused(name, value):

@@ -12,7 +12,7 @@ from da3gs.rendering.cpu.layout import FRUSTUM_MARGIN, MAX_CHANNELS, SUM_CHANNEL
 from da3gs.rendering.cpu.scratch import Buffers
 from da3gs.rendering.cpu.stages import Drawing, Gradients, Splats, Style, Window, draw, draw_backward
 
-BYTES_PER_INTERSECTION = 4 * (2 + SUM_CHANNEL + MAX_CHANNELS)
+BYTES_PER_INTERSECTION = 4 * (3 + SUM_CHANNEL + MAX_CHANNELS)  # list entry, sorted member, gradient sums
 
 # Kernels run one call at a time: they share the scratch, and numba's simplest thread pool is not reentrant.
 _LOCK = threading.RLock()
@@ -56,7 +56,9 @@ def rasterize(
     intrinsics = K.detach().float()
 
     def blend(part: Tensor, part_plan: Plan):
-        return _Rasterize.apply(means, quats, scales, opacities, part, cam_from_world, eyes, intrinsics, part_plan)
+        inputs = (means, quats, scales, opacities, part, cam_from_world, eyes)
+        keep = torch.is_grad_enabled() and any(value.requires_grad for value in inputs)
+        return _Rasterize.apply(*inputs, intrinsics, part_plan, keep)
 
     if plan.sh or colors.shape[1] + plan.style.with_depth <= MAX_CHANNELS:
         image, alpha = blend(colors, plan)
@@ -71,7 +73,7 @@ def rasterize(
 
 class _Rasterize(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, means, quats, scales, opacities, colors, cam_from_world, eyes, intrinsics, plan: Plan):
+    def forward(ctx, means, quats, scales, opacities, colors, cam_from_world, eyes, intrinsics, plan: Plan, keep):
         views, channels = len(cam_from_world), (3 if plan.sh else colors.shape[1]) + plan.style.with_depth
         image = means.new_zeros(views, plan.height, plan.width, channels)
         alpha = means.new_zeros(views, plan.height, plan.width)
@@ -82,7 +84,6 @@ class _Rasterize(torch.autograd.Function):
             ctx.windows = []
             return image, alpha
         splats = _splats(means, quats, scales, opacities, colors, plan)
-        keep = any(ctx.needs_input_grad)
         with _LOCK:
             workers = _set_workers()
             ctx.windows = []
@@ -133,7 +134,7 @@ class _Rasterize(torch.autograd.Function):
                     pose = torch.from_numpy(pose)
                     pose_gradient[view, :3] += pose[:12].view(3, 4)
                     eye_gradient[view] += pose[12:]
-        return (*gradients, pose_gradient, eye_gradient, None, None)
+        return (*gradients, pose_gradient, eye_gradient, None, None, None)
 
 
 def _draw(splats, window: Window, plan: Plan, workers, buffers, image, alpha, limit=None) -> Drawing | None:

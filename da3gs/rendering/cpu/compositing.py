@@ -10,11 +10,11 @@ import numpy as np
 from numba import prange
 
 from da3gs.rendering.cpu.compiling import device, kernel
+from da3gs.rendering.cpu.exponentials import exp2
 from da3gs.rendering.cpu.lanes import (
     WIDTH,
     absolute,
     any_of,
-    exp2,
     f32,
     lane_pattern,
     load,

@@ -41,7 +41,7 @@ def _target_features() -> dict[str, bool]:
 WIDTH = width_of(_target_features())
 
 _FLOAT, _INT, _BIT = ir.FloatType(), ir.IntType(32), ir.IntType(1)
-_FLOATS, _INTS, _BITS = (ir.VectorType(element, WIDTH) for element in (_FLOAT, _INT, _BIT))
+FLOATS, INTS, BITS = (ir.VectorType(element, WIDTH) for element in (_FLOAT, _INT, _BIT))
 
 
 class LanesType(types.Type):
@@ -60,21 +60,21 @@ LANES, MASK = LanesType(), MaskType()
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager, numba_type):
-        super().__init__(manager, numba_type, _FLOATS)
+        super().__init__(manager, numba_type, FLOATS)
 
 
 @register_model(MaskType)
 class _MaskModel(models.PrimitiveModel):
     def __init__(self, manager, numba_type):
-        super().__init__(manager, numba_type, _BITS)
+        super().__init__(manager, numba_type, BITS)
 
 
 # ---------------------------------------------------------------- operators
 
 
 def _splat(builder, scalar):
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), scalar, _INT(0))
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
+    one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scalar, _INT(0))
+    return builder.shuffle_vector(one, ir.Constant(FLOATS, ir.Undefined), ir.Constant(INTS, [0] * WIDTH))
 
 
 def _as_lanes(builder, numba_type, value):
@@ -145,7 +145,7 @@ def load(typing_context, array, offset):
     """Lanes array[offset : offset + WIDTH]."""
 
     def emit(context, builder, sig, args):
-        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args), _FLOATS.as_pointer())
+        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args), FLOATS.as_pointer())
         return builder.load(pointer, align=4)
 
     return LANES(array, types.intp), emit
@@ -156,7 +156,7 @@ def store(typing_context, array, offset, values):
     """array[offset : offset + WIDTH] = values."""
 
     def emit(context, builder, sig, args):
-        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args[:2]), _FLOATS.as_pointer())
+        pointer = builder.bitcast(_address(context, builder, sig.args[0], *args[:2]), FLOATS.as_pointer())
         builder.store(args[2], pointer, align=4)
         return context.get_dummy_value()
 
@@ -204,7 +204,7 @@ def _strided_pointers(context, builder, array_type, array, first, stride, last_l
 
 def _splat_int(builder, scalar, vector_type):
     one = builder.insert_element(ir.Constant(vector_type, ir.Undefined), scalar, _INT(0))
-    return builder.shuffle_vector(one, ir.Constant(vector_type, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
+    return builder.shuffle_vector(one, ir.Constant(vector_type, ir.Undefined), ir.Constant(INTS, [0] * WIDTH))
 
 
 @intrinsic
@@ -215,9 +215,9 @@ def gather(typing_context, array, first, stride, count):
         array_value, first_value, stride_value, count_value = args
         last = builder.sub(count_value, count_value.type(1))
         pointers = _strided_pointers(context, builder, sig.args[0], array_value, first_value, stride_value, last)
-        everywhere, nothing = ir.Constant(_BITS, [1] * WIDTH), ir.Constant(_FLOATS, ir.Undefined)
+        everywhere, nothing = ir.Constant(BITS, [1] * WIDTH), ir.Constant(FLOATS, ir.Undefined)
         name = f"llvm.masked.gather.v{WIDTH}f32.v{WIDTH}p0"
-        return _call(builder, name, _FLOATS, pointers, _INT(4), everywhere, nothing)
+        return _call(builder, name, FLOATS, pointers, _INT(4), everywhere, nothing)
 
     if array.dtype != types.float32:
         return None
@@ -255,7 +255,7 @@ def _call(builder, name, result, *args):
 def _unary(name):
     def declare(typing_context, values):
         def emit(context, builder, sig, args):
-            return _call(builder, f"llvm.{name}.v{WIDTH}f32", _FLOATS, args[0])
+            return _call(builder, f"llvm.{name}.v{WIDTH}f32", FLOATS, args[0])
 
         return LANES(LANES), emit
 
@@ -285,8 +285,8 @@ def lane_pattern(typing_context, period):
 
     def emit(context, builder, sig, args):
         pair = [
-            ir.Constant(_FLOATS, [float(lane % step) for lane in range(WIDTH)]),
-            ir.Constant(_FLOATS, [float(lane // step) for lane in range(WIDTH)]),
+            ir.Constant(FLOATS, [float(lane % step) for lane in range(WIDTH)]),
+            ir.Constant(FLOATS, [float(lane // step) for lane in range(WIDTH)]),
         ]
         return context.make_tuple(builder, sig.return_type, pair)
 
@@ -299,9 +299,9 @@ def first_lanes(typing_context, count):
 
     def emit(context, builder, sig, args):
         count_value = builder.trunc(args[0], _INT)
-        one = builder.insert_element(ir.Constant(_INTS, ir.Undefined), count_value, _INT(0))
-        counts = builder.shuffle_vector(one, ir.Constant(_INTS, ir.Undefined), ir.Constant(_INTS, [0] * WIDTH))
-        return builder.icmp_signed("<", ir.Constant(_INTS, list(range(WIDTH))), counts)
+        one = builder.insert_element(ir.Constant(INTS, ir.Undefined), count_value, _INT(0))
+        counts = builder.shuffle_vector(one, ir.Constant(INTS, ir.Undefined), ir.Constant(INTS, [0] * WIDTH))
+        return builder.icmp_signed("<", ir.Constant(INTS, list(range(WIDTH))), counts)
 
     return MASK(types.intp), emit
 
@@ -333,7 +333,7 @@ def total(typing_context, values):
 
     def emit(context, builder, sig, args):
         function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS]), f"llvm.vector.reduce.fadd.v{WIDTH}f32"
+            builder.module, ir.FunctionType(_FLOAT, [_FLOAT, FLOATS]), f"llvm.vector.reduce.fadd.v{WIDTH}f32"
         )
         return builder.call(function, [_FLOAT(0.0), args[0]], fastmath=("reassoc", "nsz"))
 
@@ -348,58 +348,3 @@ def minimum(x, y):
 @device
 def maximum(x, y):
     return select(x > y, x, y)
-
-
-@intrinsic
-def _scale_by_power_of_two(typing_context, values, exponents):
-    """values * 2**exponents for whole exponents that leave the result a normal number."""
-
-    def emit(context, builder, sig, args):
-        bits = builder.bitcast(args[0], _INTS)
-        whole = builder.fptosi(args[1], _INTS)
-        shifted = builder.shl(whole, ir.Constant(_INTS, [23] * WIDTH))
-        return builder.bitcast(builder.add(bits, shifted), _FLOATS)
-
-    return LANES(LANES, LANES), emit
-
-
-@device
-def exp2(x):
-    """2**x for x in [-100, 127], clamped below; relative error 2e-7 (minimax polynomial on [-1/2, 1/2])."""
-    x = maximum(x, f32(-100.0))
-    whole = nearest(x)
-    rest = x - whole
-    power = f32(9.675540961325169e-03) + rest * f32(1.3276460813358426e-03)
-    power = f32(5.550713464617729e-02) + rest * power
-    power = f32(2.4022120237350464e-01) + rest * power
-    power = f32(6.931469440460205e-01) + rest * power
-    power = f32(1.0000001192092896) + rest * power
-    return _scale_by_power_of_two(power, whole)
-
-
-@intrinsic
-def _split_float(typing_context, values):
-    """(exponent, mantissa in [1, 2)) of positive normal numbers."""
-
-    def emit(context, builder, sig, args):
-        bits = builder.bitcast(args[0], _INTS)
-        biased = builder.lshr(bits, ir.Constant(_INTS, [23] * WIDTH))
-        exponent = builder.sitofp(builder.sub(biased, ir.Constant(_INTS, [127] * WIDTH)), _FLOATS)
-        fraction = builder.and_(bits, ir.Constant(_INTS, [0x7FFFFF] * WIDTH))
-        mantissa = builder.bitcast(builder.or_(fraction, ir.Constant(_INTS, [127 << 23] * WIDTH)), _FLOATS)
-        return context.make_tuple(builder, sig.return_type, [exponent, mantissa])
-
-    return types.UniTuple(LANES, 2)(LANES), emit
-
-
-@device
-def log2(x):
-    """log2 of positive normal numbers; absolute error 1e-6. Series of atanh: ln m = 2 atanh((m - 1) / (m + 1))."""
-    exponent, mantissa = _split_float(x)
-    ratio = (mantissa - f32(1.0)) / (mantissa + f32(1.0))
-    square = ratio * ratio
-    series = f32(1.0 / 7.0) + square * f32(1.0 / 9.0)
-    series = f32(1.0 / 5.0) + square * series
-    series = f32(1.0 / 3.0) + square * series
-    series = f32(1.0) + square * series
-    return exponent + f32(2.0 / np.log(2.0)) * ratio * series

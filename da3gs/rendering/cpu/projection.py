@@ -5,6 +5,7 @@ from numba import prange
 
 from da3gs.rendering.cpu import harmonics
 from da3gs.rendering.cpu.compiling import device, kernel
+from da3gs.rendering.cpu.exponentials import log2
 from da3gs.rendering.cpu.geometry import footprint, gather_3, gather_4, to_camera
 from da3gs.rendering.cpu.lanes import (
     WIDTH,
@@ -14,7 +15,6 @@ from da3gs.rendering.cpu.lanes import (
     first_lanes,
     floor,
     gather,
-    log2,
     maximum,
     minimum,
     scatter,
@@ -51,6 +51,7 @@ from da3gs.rendering.cpu.listing import box_of, share
 ZERO, HALF, ONE = f32(0.0), f32(0.5), f32(1.0)
 # sigma where opacity exp(-sigma) = 1/255 is ln 2 (log2 opacity + log2 255)
 TWO_LN2, LOG2_255 = f32(1.3862943611198906), f32(7.994353436858858)
+FLOAT32_MAX = f32(3.4e38)
 MAX_EXTENT = f32(3.33)  # standard deviations; reached only by opacities above 1
 EXTENT_MARGIN = f32(1e-3)  # against rounding: a box may be too large, never too small
 
@@ -113,6 +114,7 @@ def _project_share(
             continue
         inverse_z = ONE / select(seen, z, ONE)
         shape = footprint(camera, x, y, inverse_z, gather_4(quats, i, lanes), gather_3(scales, i, lanes))
+        seen = seen & (shape.determinant < FLOAT32_MAX)
         if antialiased:
             opacity = opacity * sqrt(shape.sharp / shape.determinant)
             seen = seen & (opacity >= MIN_ALPHA)
