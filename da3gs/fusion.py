@@ -49,7 +49,7 @@ class FilterConfig:
             it (surface farther by more than this) than agree with it. Not being seen is no contradiction.
     """
 
-    confidence: float | int = 0.1
+    confidence: float | int = 0.05
     sky: bool = True
     border: float | int = 0.01
     edges: bool = True

@@ -14,6 +14,7 @@ from da3gs.cli.console import human_bytes, print_json, print_result
 from da3gs.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from da3gs.data.input_views import InputViews
     from da3gs.pipeline.reconstruction import ReconstructConfig
     from da3gs.pipeline.sources import Source
     from da3gs.pipeline.stages import Stages
@@ -36,6 +37,7 @@ class ReconstructCommand:
       da3gs reconstruct photos/ --output out/
       da3gs reconstruct clip.mp4 --output out/ --frames 24 --max-gaussians 500000
       da3gs reconstruct photos/ --output out/ --cameras cameras.json --model da3-base
+      da3gs reconstruct photos/ --output out/ --find-cameras sfm
       da3gs reconstruct rgbd/ --output out/ --depth given --split train --max-views 6 --size 480
     """
 
@@ -53,6 +55,10 @@ class ReconstructCommand:
 
     cameras: Annotated[Path | None, arg(metavar="FILE")] = None
     """Cameras for images that bring none: cameras.json, transforms.json, or a COLMAP folder; matched by file name."""
+
+    find_cameras: Literal["model", "sfm"] = "model"
+    """Who finds the cameras of images that bring none: the model, or structure from motion (COLMAP; slower, needs
+    overlap and texture, more exact where it works; pip install 'da3gs[colmap]')."""
 
     poses_are: Literal["as-read", "opengl", "c2w", "opengl-c2w"] = "as-read"
     """What given pose matrices really are, if a file does not keep to its own convention: in OpenGL axes,
@@ -79,7 +85,7 @@ class ReconstructCommand:
     max_gaussians: Annotated[int | None, arg(metavar="N")] = None
     """Keep at most this many Gaussians: those that make up most of the pictures."""
 
-    min_confidence: Annotated[float, arg(metavar="0..1")] = 0.1
+    min_confidence: Annotated[float, arg(metavar="0..1")] = 0.05
     """Drop pixels whose confidence is below this fraction of the scene's median; 0 keeps all."""
 
     border: Annotated[float, arg(metavar="0..0.4")] = 0.01
@@ -211,16 +217,30 @@ class ReconstructCommand:
                 # These bars are drawn on stdout, which is for results when it is not a terminal.
                 progress=sys.stdout.isatty(),
             )
+        if self.find_cameras == "sfm":
+            loaded = self._with_found_cameras(loaded, stages)
         for name, reason in loaded.skipped:
             logger.warning("left out %s: %s", name, reason)
         for note in loaded.notes:
             logger.info(note)
         source = source_from_input(loaded)
+        if self.find_cameras == "sfm":
+            source = replace(source, poses_from="structure from motion")
         if self.poses_are != AS_READ:
             if not source.posed:
                 raise InputError("--poses-are needs an input with poses; this one has none")
             source = replace(source, cameras=reinterpret_poses(source.cameras, self.poses_are))
         return source
+
+    def _with_found_cameras(self, loaded: "InputViews", stages: "Stages") -> "InputViews":
+        from da3gs.data.sfm import with_sfm_cameras
+
+        if loaded.cameras is not None:
+            raise InputError("--find-cameras sfm is for images without cameras; this input brings its own")
+        if len(loaded) < 2:
+            raise InputError("structure from motion needs two images or more; use --find-cameras model")
+        with stages("structure from motion"):
+            return with_sfm_cameras(loaded, seed=self.seed, progress=sys.stdout.isatty())
 
 
 @contextmanager
@@ -272,7 +292,7 @@ def summary(output: Path, report: dict[str, Any], stages: "Stages") -> str:
 def _model_text(model: dict[str, Any]) -> str:
     if model["name"] is None:
         return model["note"]
-    return f"{model['name']}, weights {model['licence']}, {model['gaussian_head']}, on {model['device']}"
+    return f"{model['name']}, weights {model['licence']}, Gaussian head {model['gaussian_head']}, on {model['device']}"
 
 
 def _pose_text(poses: dict[str, Any]) -> str:

@@ -40,6 +40,8 @@ DEFAULT_MODEL = "da3-tiny"
 AXES = "x right, y down, z forward (OpenCV)"
 # Peak of placing splats, filtering and rendering them, measured per pixel of the input on top of the network.
 _BYTES_PER_PIXEL = 1200
+# Share of pixels contradicted by other views from which on something is wrong beyond single pixels.
+_DISAGREEMENT = 0.2
 
 
 @dataclass(frozen=True)
@@ -150,10 +152,10 @@ def reconstruct(
             sky=surface.sky,
             config=config.filters,
         )
-        _check_left(records)
+        _check_left(records, report)
         gaussians = surface.gaussians[keep].detach()
     # 4. The frame, when nobody gave one.
-    moved = _frame(surface, gaussians, keep, source.posed, report)
+    moved = _frame(surface, gaussians, keep, source, config, report)
     confidence = surface.confidence
     scene = Scene(
         gaussians,
@@ -207,7 +209,7 @@ def _measured(source: Source, config: ReconstructConfig, stages: Stages, report:
         "licence": None,
         "note": "measured depth and given cameras: no network ran",
     }
-    report.content["poses"] = {"source": "given"}
+    report.content["poses"] = {"source": source.poses_from}
     return _Surface(views, depth, views.cameras, splats, "given")
 
 
@@ -243,7 +245,7 @@ def _predicted(
     views = replace(prediction.views, names=source.names)
     report.content["poses"] = pose_facts(
         prediction,
-        posed=source.posed,
+        poses_from=source.poses_from if source.posed else None,
         intrinsics=source.cameras is not None,
         camera_source=config.camera_source,
     )
@@ -288,12 +290,19 @@ def _check(source: Source, config: ReconstructConfig) -> None:
         )
 
 
-def _check_left(records: list[FilterRecord]) -> None:
+def _check_left(records: list[FilterRecord], report: Report) -> None:
     if records[-1].after == 0:
         worst = max(records, key=lambda record: record.before - record.after)
         raise InputError(
             f"no pixel is left after filtering; the {worst.name} filter alone dropped {worst.before - worst.after} of "
             f"{records[0].before}: relax or switch it off"
+        )
+    last = next(record for record in records if record.name == "consistency")
+    share = 1 - last.after / last.before
+    if share > _DISAGREEMENT:
+        report.warn(
+            f"the views contradict each other in {share:.0%} of the pixels left, which were dropped: depth and "
+            "cameras do not fit together (a weak model, wrong cameras, or a scene that moved)"
         )
 
 
@@ -340,27 +349,28 @@ def _check_given_poses(model: DA3Model, prediction: ScenePrediction, config: Rec
         report.warn(warning)
 
 
-def _frame(surface: _Surface, gaussians: Gaussians, keep: Tensor, posed: bool, report: Report) -> Similarity:
+def _frame(
+    surface: _Surface, gaussians: Gaussians, keep: Tensor, source: Source, config: ReconstructConfig, report: Report
+) -> Similarity:
     """scene_from_surface, and its description for the report."""
-    if posed:
+    if source.posed and source.poses_from == "given":
         report.content["frame"] = {"source": "given cameras", "axes": AXES, "unit": surface.unit}
         return Similarity.identity()
     pixels = surface.depth.shape[1] * surface.depth.shape[2]
     views = keep.nonzero()[:, 0] // pixels
-    metric = surface.unit != "arbitrary"
-    moved, facts = canonical_frame(surface.cameras, gaussians.means, views, keep_scale=metric)
-    unit = surface.unit if metric else "median camera-to-point distance"
+    keeps_unit = surface.unit == "metres" or config.depth == "given"
+    moved, facts = canonical_frame(surface.cameras, gaussians.means, views, keep_scale=keeps_unit)
     report.content["frame"] = {
         "source": "estimated",
         "axes": f"{AXES}; y along the mean gravity of the pictures",
-        "unit": unit,
+        "unit": surface.unit if keeps_unit else "median camera-to-point distance",
         **facts,
         "scene_from_network": moved.matrix.tolist(),
     }
     report.chose("up", facts["up_before"], "mean of the cameras' up directions")
     report.chose("centre", facts["center_before"], "median of the Gaussians")
-    why = f"lengths are {surface.unit}" if metric else "the median distance from a camera to its points becomes 1"
-    report.chose("scale", facts["scale"], why)
+    why = "the median distance from a camera to its points becomes 1"
+    report.chose("scale", facts["scale"], f"lengths are {surface.unit}" if keeps_unit else why)
     return moved
 
 

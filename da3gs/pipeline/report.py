@@ -53,20 +53,30 @@ def model_facts(model: DA3Model, asked: str | Path | DA3Model) -> dict[str, Any]
         "asked_for": str(asked) if isinstance(asked, str | Path) else config.name,
         "licence": config.licence,
         "repository": config.repository,
-        "gaussian_head": "none: geometric prior" if model.network.gs_head is None else "trained head",
+        "gaussian_head": "none (geometric prior)" if model.network.gs_head is None else "trained",
         "parameters": sum(parameter.numel() for parameter in model.network.parameters()),
         "device": str(model.device),
     }
     return facts
 
 
-def pose_facts(prediction: ScenePrediction, *, posed: bool, intrinsics: bool, camera_source: str) -> dict[str, Any]:
-    if not posed:
+def pose_facts(
+    prediction: ScenePrediction, *, poses_from: str | None, intrinsics: bool, camera_source: str
+) -> dict[str, Any]:
+    """Where the cameras come from, and how far the network's own are from given ones.
+
+    Args:
+        prediction: Its cameras are those in force.
+        poses_from: Who gave the poses; None when the network found them.
+        intrinsics: Whether intrinsics were given.
+        camera_source: The network's part that finds cameras.
+    """
+    if poses_from is None:
         facts: dict[str, Any] = {"source": f"predicted ({camera_source})"}
         if intrinsics:
             facts["intrinsics"] = "given"
         return facts
-    facts = {"source": "given"}
+    facts = {"source": poses_from}
     if prediction.alignment is not None:
         facts["alignment"] = _alignment_facts(prediction.alignment, prediction.cameras)
     return facts

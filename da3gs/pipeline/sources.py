@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ class Source:
         depth: A z-depth map per view, aligned with its image, of any size; 0 where unknown. None when there is none.
         facts: Where it came from, for the report.
         upright: Turn files upright by their EXIF tag.
+        poses_from: Who found the poses, if there are any. Only a "given" frame and scale are the user's own; others are
+            made upright, centred and of unit size like predicted ones.
     """
 
     images: Sequence[ImageLike]
@@ -42,6 +44,7 @@ class Source:
     depth: Sequence[Tensor] | None = None
     facts: dict[str, Any] | None = None
     upright: bool = True
+    poses_from: Literal["given", "structure from motion"] = "given"
 
     def __post_init__(self):
         for what, values in (("names", self.names), ("cameras", self.cameras), ("depth maps", self.depth)):

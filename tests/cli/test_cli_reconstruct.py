@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracle import CONFIG, HEIGHT, WIDTH, arc, see
 from PIL import Image
+from strategies_geometry import similarity
 
 from da3gs import Scene
 from da3gs.cli.main import COMMANDS, main
@@ -16,6 +17,7 @@ from da3gs.export.scene_folder import OWN_NAMES
 from da3gs.images import uint8_from_tensor
 from da3gs.model.checkpoints import save_checkpoint
 from da3gs.model.network import build_model
+from da3gs.rendering.trajectories import up_direction
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +96,23 @@ def test_cameras_of_a_file_are_obeyed_and_checked(capture, tmp_path, capsys):
     assert torch.allclose(flipped.centers, arc(5).centers, atol=1e-5)
     assert torch.allclose(flipped.look_directions, -arc(5).look_directions, atol=1e-5)
     assert "check_without_poses" not in report["poses"]
+
+
+def test_found_cameras_make_an_upright_frame_of_unit_size(capture, tmp_path, capsys, monkeypatch):
+    """Structure from motion stands in any frame and scale; the scene does not."""
+    from da3gs.data import sfm
+
+    found = arc(5).transform(similarity(3, 40.0))
+    monkeypatch.setattr(sfm, "with_sfm_cameras", lambda views, **_: views.with_cameras(found))
+    assert run(capture, "photos", tmp_path / "out", "--no-video", "--json", "--find-cameras", "sfm") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["poses"]["source"] == "structure from motion" and report["frame"]["source"] == "estimated"
+    scene = Scene.load(tmp_path / "out")
+    assert torch.allclose(up_direction(scene.cameras).float(), torch.tensor([0.0, -1, 0]), atol=1e-4)
+    expected, shape = (torch.cdist(c.centers, c.centers) for c in (arc(5), scene.cameras))
+    assert torch.allclose(shape / shape.max(), expected / expected.max(), atol=1e-3)
+    assert run(capture, "rgbd", tmp_path / "no", "--find-cameras", "sfm") == 2
+    assert "brings its own" in capsys.readouterr().err
 
 
 def test_budget_and_filters_have_flags(capture, tmp_path, capsys):
