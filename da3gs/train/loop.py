@@ -312,6 +312,7 @@ def _without_sync(accelerator, module, synchronise: bool):
 def _accelerator(config: TrainConfig):
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
@@ -319,6 +320,9 @@ def _accelerator(config: TrainConfig):
         ) from error
     if config.device not in ("auto", "cpu"):
         raise InputError(f"device must be auto or cpu (pick GPUs with CUDA_VISIBLE_DEVICES); got {config.device!r}")
+    # accelerate keeps the settings of the first run of a process; a second run may have others.
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
     # The camera encoder has no part in batches without known poses, the learned camera token none in those with.
     uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=config.device == "cpu", mixed_precision=config.optim.precision, kwargs_handlers=[uneven])
