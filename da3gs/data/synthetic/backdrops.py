@@ -5,9 +5,13 @@ The world is in metres, z up. Letters: N rays or points.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from da3gs.data.synthetic import backdrops_cpu
+from da3gs.data.synthetic.solids import use_loops
 
 # Object ids of the backdrop; objects follow.
 GROUND_ID, WALL_ID, CEILING_ID, FIRST_OBJECT_ID = 0, 1, 2, 3
@@ -45,6 +49,14 @@ class Room:
         return self._leave(points, directions)[2]
 
     def _leave(self, origins: Tensor, directions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Ray parameter at the shell, face (2 axis + (1 at the high end)), and whether there is an opening."""
+        if use_loops(directions):
+            t, side = torch.empty(len(directions)), torch.empty(len(directions), dtype=torch.long)
+            open_air = torch.empty(len(directions), dtype=torch.bool)
+            rays = (x.contiguous().numpy() for x in (origins, directions))
+            walls = (x.numpy() for x in (self.low, self.high, self.openings))
+            backdrops_cpu.leave(*rays, *walls, t.numpy(), side.numpy(), open_air.numpy())
+            return t, side, open_air
         safe = torch.where(directions.abs() < 1e-9, 1e-9, directions)
         wall = torch.where(safe > 0, self.high, self.low)
         t, axis = ((wall - origins) / safe).min(-1)
@@ -119,6 +131,16 @@ class Ground:
 
     def _march(self, origins: Tensor, directions: Tensor, down: Tensor, top: float, limit: Tensor) -> Tensor:
         """First sign change of (ray height - ground height) in the slab |z| <= top, then bisection and Newton."""
+        # Steps grow with distance, as the ground seen by a pixel does.
+        fractions = torch.linspace(0, 1, _MARCH_STEPS + 1) ** 1.5
+        if use_loops(directions):
+            t = torch.empty(len(directions))
+            rays = (x.contiguous().numpy() for x in (origins, directions, limit))
+            waves = (x.numpy() for x in (self.amplitude, self.wave_vector, self.phase))
+            lengths = np.float32(self.radius), np.float32(top)
+            search = fractions.numpy(), _BISECTIONS, _NEWTON_STEPS
+            backdrops_cpu.march(*rays, *lengths, *search, *waves, t.numpy())
+            return t
         at_top, at_bottom = (origins[:, 2] - top) / down, (origins[:, 2] + top) / down
         enter = torch.minimum(at_top, at_bottom).clamp_min(0)
         farthest = (self.radius + origins[:, :2].norm(dim=-1)) / directions[:, :2].norm(dim=-1).clamp_min(1e-6)
@@ -133,12 +155,10 @@ class Ground:
         def above(t):
             return o[:, 2] + t * d[:, 2] - self.height(o[:, :2] + t[:, None] * d[:, :2])
 
-        # Steps grow with distance, as the ground seen by a pixel does.
-        fractions = (torch.linspace(0, 1, _MARCH_STEPS + 1, device=t.device, dtype=t.dtype) ** 1.5).tolist()
         low, high = enter.clone(), leave.clone()
         found = torch.zeros_like(low, dtype=torch.bool)
         before = enter
-        for fraction in fractions[1:]:
+        for fraction in fractions.tolist()[1:]:
             here = enter + (leave - enter) * fraction
             crossing = ~found & (above(here) <= 0)
             low, high = torch.where(crossing, before, low), torch.where(crossing, here, high)

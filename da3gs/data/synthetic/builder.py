@@ -18,7 +18,8 @@ from da3gs.data.synthetic.backdrops import FIRST_OBJECT_ID, Ground, Room
 from da3gs.data.synthetic.solids import Solids
 from da3gs.data.synthetic.textures import KINDS, RELIEF_RANGE, TextureBank, texture_layer
 
-Vec3 = tuple[float, float, float]
+Real = float | int
+Vec3 = tuple[Real, Real, Real]
 
 # Slow changes of tone: waves over the surface, in radians per metre.
 BLOTCH_WAVES = ((1.7, 0.6), (-0.9, 2.3), (3.1, -2.2), (5.3, 4.1))
@@ -66,7 +67,7 @@ class Light:
 
     position: Vec3
     color: Vec3
-    radius: float
+    radius: Real
     sun: bool = False
 
 
@@ -76,7 +77,7 @@ class WindowGlow:
 
     center: Vec3
     normal: Vec3
-    area: float
+    area: Real
     color: Vec3
 
 
@@ -86,9 +87,9 @@ class Sky:
     horizon: Vec3 = (0.75, 0.85, 1.0)
     sun_direction: Vec3 = (0.4, 0.3, 0.8)
     sun_color: Vec3 = (1.0, 0.95, 0.85)
-    clouds: float = 0.5
-    cloud_shift: tuple[float, float] = (0.0, 0.0)
-    haze: float = 0.0
+    clouds: Real = 0.5
+    cloud_shift: tuple[Real, Real] = (0.0, 0.0)
+    haze: Real = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class SyntheticScene:
 
     seed: int
     style: str
-    difficulty: float
+    difficulty: Real
     solids: Solids
     backdrop: Room | Ground
     materials: Materials
@@ -119,7 +120,7 @@ class SyntheticScene:
     stage_low: Vec3
     stage_high: Vec3
     focus: Float[Tensor, "F 3"]
-    scale: float
+    scale: Real
 
     @property
     def device(self) -> torch.device:
@@ -166,26 +167,26 @@ class Place:
     """A local frame at (x, y, z) turned by `yaw` about z. All solids put into it share one object id."""
 
     builder: "SceneBuilder"
-    x: float
-    y: float
-    z: float
-    yaw: float
+    x: Real
+    y: Real
+    z: Real
+    yaw: Real
     object_id: int
 
-    def world(self, point: Sequence[float]) -> Vec3:
+    def world(self, point: Sequence[Real]) -> Vec3:
         c, s = math.cos(self.yaw), math.sin(self.yaw)
         return (self.x + c * point[0] - s * point[1], self.y + s * point[0] + c * point[1], self.z + point[2])
 
-    def box(self, center: Vec3, half: Vec3, material: int, *, yaw: float = 0.0, pitch: float = 0.0) -> None:
+    def box(self, center: Vec3, half: Vec3, material: int, *, yaw: Real = 0.0, pitch: Real = 0.0) -> None:
         """A box; `pitch` tips it about its own x axis."""
         self.builder.boxes.append(self._row(center, half, material, yaw, pitch, (1.0, 0.0, 1.0)))
 
-    def ball(self, center: Vec3, radii: Vec3, material: int, *, yaw: float = 0.0) -> None:
+    def ball(self, center: Vec3, radii: Vec3, material: int, *, yaw: Real = 0.0) -> None:
         """An ellipsoid."""
         self.builder.rounds.append(self._row(center, radii, material, yaw, 0.0, (1.0, 0.0, 1.0)))
 
     def column(
-        self, base: Vec3, radius: float, height: float, material: int, *, top: float = 1.0, pitch: float = 0.0
+        self, base: Vec3, radius: Real, height: Real, material: int, *, top: Real = 1.0, pitch: Real = 0.0
     ) -> None:
         """An upright column whose radius at the top is `top` times that at the base (0: a pointed dome)."""
         quadric = (0.0, (1 - top**2) / 2, (1 + top**2) / 2)
@@ -216,34 +217,35 @@ class SceneBuilder:
     """Collects what a layout puts down."""
 
     rng: random.Random
-    difficulty: float
+    difficulty: Real
     photo_layers: tuple[int, ...] = ()
     boxes: list[tuple] = field(default_factory=list)
     rounds: list[tuple] = field(default_factory=list)
     rows: list[tuple] = field(default_factory=list)
-    uv_offsets: dict[int, tuple[float, float]] = field(default_factory=dict)
-    taken: list[tuple[float, float, float]] = field(default_factory=list)
+    uv_offsets: dict[int, tuple[Real, Real]] = field(default_factory=dict)
+    taken: list[tuple[Real, Real, Real]] = field(default_factory=list)
     focus: list[Vec3] = field(default_factory=list)
     lights: list[Light] = field(default_factory=list)
     glows: list[WindowGlow] = field(default_factory=list)
     backdrop: Room | Ground | None = None
+    waves: list[tuple[float, tuple[Real, Real], float]] = field(default_factory=list)
     ambient_up: Vec3 = (0.3, 0.3, 0.3)
     ambient_down: Vec3 = (0.2, 0.2, 0.2)
     sky: Sky = Sky()
     stage: tuple[Vec3, Vec3] = ((-1, -1, 1), (1, 1, 2))
-    scale: float = 3.0
+    scale: Real = 3.0
     objects: int = FIRST_OBJECT_ID
 
     # ------------------------------------------------------------------------------------ chance
 
-    def between(self, low: float, high: float) -> float:
+    def between(self, low: Real, high: Real) -> float:
         return self.rng.uniform(low, high)
 
-    def eased(self, easy: float, hard: float) -> float:
+    def eased(self, easy: Real, hard: Real) -> float:
         """A value that moves from `easy` to `hard` with the difficulty."""
         return easy + (hard - easy) * self.difficulty
 
-    def chance(self, probability: float) -> bool:
+    def chance(self, probability: Real) -> bool:
         return self.rng.random() < probability
 
     def pick(self, options):
@@ -255,11 +257,11 @@ class SceneBuilder:
         self,
         kind: str | Sequence[str],
         *,
-        size: float | None = None,
-        fit: tuple[float, float] | None = None,
+        size: Real | None = None,
+        fit: tuple[Real, Real] | None = None,
         tint: Vec3 | None = None,
-        shine: float | None = None,
-        emission: float = 0.0,
+        shine: Real | None = None,
+        emission: Real = 0.0,
         turned: bool | None = None,
     ) -> int:
         """A new material of a kind (or one of several).
@@ -292,26 +294,24 @@ class SceneBuilder:
             self.uv_offsets[index] = (0.5, 0.5)  # the middle of the picture in the middle of the face
         return index
 
-    def tone(self, low: float = 0.35, high: float = 1.1) -> Vec3:
+    def tone(self, low: Real = 0.35, high: Real = 1.1) -> Vec3:
         """A muted tint."""
         base = self.between(low, high)
         return tuple(base * self.between(0.75, 1.2) for _ in range(3))
 
     # ------------------------------------------------------------------------------------ places
 
-    def place(self, x: float, y: float, z: float | None = None, yaw: float = 0.0) -> Place:
+    def place(self, x: Real, y: Real, z: Real | None = None, yaw: Real = 0.0) -> Place:
         """A new object's frame; on the ground when z is not given."""
         if z is None:
             z = self.ground_height(x, y)
         self.objects += 1
         return Place(self, x, y, z, yaw, self.objects - 1)
 
-    def ground_height(self, x: float, y: float) -> float:
-        if isinstance(self.backdrop, Ground) and len(self.backdrop.amplitude):
-            return float(self.backdrop.height(torch.tensor([x, y])))
-        return 0.0
+    def ground_height(self, x: Real, y: Real) -> Real:
+        return sum(a * math.sin(u * x + v * y + phase) for a, (u, v), phase in self.waves)
 
-    def free_spot(self, radius: float, region: tuple[float, float, float, float], tries: int = 30):
+    def free_spot(self, radius: Real, region: tuple[Real, Real, Real, Real], tries: int = 30):
         """(x, y) where a disc of this radius touches nothing placed before, or None; remembers it."""
         low_x, high_x, low_y, high_y = region
         for _ in range(tries):
@@ -321,7 +321,7 @@ class SceneBuilder:
                 return x, y
         return None
 
-    def occupy(self, x: float, y: float, radius: float) -> None:
+    def occupy(self, x: Real, y: Real, radius: Real) -> None:
         self.taken.append((x, y, radius))
 
     # ------------------------------------------------------------------------------------ result

@@ -44,7 +44,7 @@ def sample_cameras(
 
     Args:
         motion: "orbit", "walk", "jitter", or "any" (drawn: 5 : 3 : 2).
-        min_covisibility: In [0, 0.9]; by default 0.5 for the easiest and 0.25 for the hardest scenes.
+        min_covisibility: In [0, 0.9]; by default 0.4 for the easiest and 0.2 for the hardest scenes.
         fov_deg: Range for the field of view across the longer side; by default widening with difficulty up to 30-90.
 
     Returns:
@@ -58,36 +58,33 @@ def sample_cameras(
     if views < 1:
         raise InputError(f"at least one view is needed; got {views}")
     difficulty = scene.difficulty
-    bound = 0.5 - 0.25 * difficulty if min_covisibility is None else min_covisibility
+    bound = 0.4 - 0.2 * difficulty if min_covisibility is None else min_covisibility
     if not 0 <= bound <= 0.9:
         raise InputError(f"min_covisibility must lie in [0, 0.9]; got {bound:g}")
     rng = random.Random(f"cameras {scene.seed} {seed}")
     if motion == "any":
         motion = rng.choices(MOTIONS, (5, 3, 2))[0]
-    low_fov, high_fov = fov_deg or (55 - 25 * difficulty, 65 + 25 * difficulty)
+    low_fov, high_fov = fov_deg or (60 - 30 * difficulty, 72 + 18 * difficulty)
     fov = math.radians(rng.uniform(low_fov, high_fov))
 
-    # 1. Poses around one place; 2. those that see something, from outside of things; 3. those that share what they see.
+    # 1. Poses around one place; 2. those with air around them, that see several things; 3. those that share what they see.
+    probe = probe_size(width, height)
     for attempt in range(_ATTEMPTS):
         reach = 0.85 ** max(0, attempt - 2)
-        poses = _candidates(scene, rng, motion, max(24, 6 * views), reach)
-        probe = _intrinsics(fov, width, height).scaled(**_probe_size(width, height))
-        cameras = Cameras(poses, probe.K.expand(len(poses), -1, -1), probe.width[0], probe.height[0]).to(scene.device)
-        clear = _clear_of_things(scene, cameras)
-        if int(clear.sum()) < views:
+        poses = _candidates(scene, rng, motion, max(32, 6 * views), reach).to(scene.device)
+        poses = poses[_clear_of_things(scene, poses)]
+        if len(poses) < views:
             continue
-        cameras = cameras[clear]
+        cameras = Cameras(poses, intrinsics(fov, *probe).expand(len(poses), -1, -1).to(poses), *probe)
         depth, things = probe_views(scene, cameras)
         good = _worth_seeing(scene, depth, things)
         if int(good.sum()) < views:
             continue
-        cameras, depth = cameras[good], depth[good]
+        cameras, depth = cameras[good.cpu()], depth[good]
         chosen = _connected_choice(rng, cameras, depth, views, bound + _MARGIN, difficulty)
         if chosen is not None:
-            order = sorted(chosen) if motion == "walk" else chosen
-            final = _intrinsics(fov, width, height)
-            picked = cameras[order].cam_from_world
-            return Cameras(picked, final.K.to(picked).expand(views, -1, -1), width, height)
+            poses = cameras.cam_from_world[sorted(chosen) if motion == "walk" else chosen]
+            return Cameras(poses, intrinsics(fov, width, height).expand(views, -1, -1).to(poses), width, height)
     raise InputError(
         f"found no {views} cameras in scene {scene.seed} ({scene.style}) that share {bound:.0%} of their surface; "
         "lower min_covisibility or take another seed"
@@ -135,14 +132,14 @@ def _candidates(
     azimuth, distance = rng.uniform(0, 2 * math.pi), scene.scale * rng.uniform(0.55, 1.15)
     lift = rng.triangular(low[2], high[2], low[2] + 0.35 * (high[2] - low[2]))
     if motion == "orbit":
-        span = math.radians(rng.uniform(35, 75)) * reach
+        span = math.radians(rng.uniform(45, 90)) * reach
         for _ in range(count):
             turn, far = azimuth + rng.uniform(-span, span), distance * (1 + reach * rng.uniform(-0.25, 0.25))
             up = lift + 0.3 * reach * rng.uniform(-1, 1) * (high[2] - low[2])
             eyes.append(inside((focus[0] + far * math.cos(turn), focus[1] + far * math.sin(turn), up)))
             targets.append([f + 0.12 * distance * rng.gauss(0, 1) * s for f, s in zip(focus, (1, 1, 0.5), strict=True)])
     elif motion == "walk":
-        length, bend = scene.scale * rng.uniform(0.7, 1.4) * reach, rng.uniform(-0.8, 0.8)
+        length, bend = scene.scale * rng.uniform(0.9, 1.6) * reach, rng.uniform(-0.8, 0.8)
         start = inside((focus[0] + distance * math.cos(azimuth), focus[1] + distance * math.sin(azimuth), lift))
         heading = math.atan2(focus[1] - start[1], focus[0] - start[0]) + rng.uniform(-1.2, 1.2)
         for index in range(count):
@@ -157,7 +154,7 @@ def _candidates(
             targets.append([f + 0.15 * distance * rng.gauss(0, 1) * w for f, w in zip(focus, (1, 1, 0.5), strict=True)])
     else:
         base = inside((focus[0] + distance * math.cos(azimuth), focus[1] + distance * math.sin(azimuth), lift))
-        radius = distance * rng.uniform(0.2, 0.6) * reach
+        radius = distance * rng.uniform(0.3, 0.7) * reach
         for _ in range(count):
             eyes.append(inside([p + radius * rng.uniform(-1, 1) * s for p, s in zip(base, (1, 1, 0.5), strict=True)]))
             targets.append([f + 0.1 * distance * rng.gauss(0, 1) for f in focus])
@@ -185,28 +182,30 @@ def look_at(
     return pose.float()
 
 
-def _intrinsics(fov: float, width: int, height: int) -> Cameras:
+def intrinsics(fov: float, width: int, height: int) -> Float[Tensor, "1 3 3"]:
+    """K of a field of view (radians) across the longer side, principal point in the middle."""
     focal = max(width, height) / 2 / math.tan(fov / 2)
-    K = torch.tensor([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
-    return Cameras(None, K, width, height)
+    return torch.tensor([[[focal, 0.0, width / 2], [0.0, focal, height / 2], [0.0, 0.0, 1.0]]])
 
 
-def _probe_size(width: int, height: int) -> dict[str, int]:
+def probe_size(width: int, height: int) -> tuple[int, int]:
     longer = max(width, height)
-    return {"width": max(4, round(width * _PROBE_PX / longer)), "height": max(4, round(height * _PROBE_PX / longer))}
+    return max(4, round(width * _PROBE_PX / longer)), max(4, round(height * _PROBE_PX / longer))
 
 
 # ---------------------------------------------------------------------------------------------------- choice
 
 
-def _clear_of_things(scene: SyntheticScene, cameras: Cameras) -> Bool[Tensor, " C"]:
+def _clear_of_things(scene: SyntheticScene, poses: Float[Tensor, "C 4 4"]) -> Bool[Tensor, " C"]:
     """Cameras with some air around them."""
     air = 0.08 * scene.scale
-    centers = cameras.centers
+    centers = -(poses[:, :3, :3].transpose(1, 2) @ poses[:, :3, 3:]).squeeze(-1)
     return (scene.solids.clearance(centers.T[None], air)[0] >= air) & (scene.backdrop.clearance(centers) >= air)
 
 
-def _worth_seeing(scene: SyntheticScene, depth: Float[Tensor, "C H W"], things: Int64[Tensor, " C"]) -> Bool[Tensor, " C"]:
+def _worth_seeing(
+    scene: SyntheticScene, depth: Float[Tensor, "C H W"], things: Int64[Tensor, " C"]
+) -> Bool[Tensor, " C"]:
     """Views with nothing right before the lens, with enough surface, and of several things at some distance."""
     flat = depth.flatten(1)
     surface = flat > 0
@@ -224,8 +223,7 @@ def _connected_choice(
     """Indices of views, each sharing at least `bound` with one before it; far apart rather than close."""
     fraction = covisible_fraction(depth, cameras, tolerance=0.12)
     shared = torch.minimum(fraction, fraction.T).cpu()
-    centers = cameras.centers.cpu()
-    apart = torch.cdist(centers, centers)
+    apart = torch.cdist(cameras.centers, cameras.centers).cpu()
     count = len(cameras)
     chosen = [rng.randrange(count)]
     while len(chosen) < views:
@@ -238,6 +236,6 @@ def _connected_choice(
             return None
         options.sort(key=lambda i: -float(nearest[i]))
         # Easy scenes take the farthest views; hard ones any of them, small steps included.
-        pool = max(1, round(len(options) * (0.2 + 0.8 * difficulty)))
+        pool = max(1, round(len(options) * (0.15 + 0.85 * difficulty)))
         chosen.append(options[rng.randrange(pool)])
     return chosen

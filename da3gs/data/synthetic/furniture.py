@@ -2,10 +2,10 @@
 
 import math
 
-from da3gs.data.synthetic.builder import Place, SceneBuilder
+from da3gs.data.synthetic.builder import Place, Real, SceneBuilder
 
 
-def table(b: SceneBuilder, p: Place, width: float, depth: float, height: float) -> float:
+def table(b: SceneBuilder, p: Place, width: Real, depth: Real, height: Real) -> Real:
     """Top and legs; returns the height of the top."""
     top = b.material(("wood", "wood", "marble", "plaster"), tint=b.tone(0.6, 1.1))
     leg = b.material(("wood", "metal"), tint=b.tone())
@@ -39,7 +39,7 @@ def chair(b: SceneBuilder, p: Place) -> None:
     p.box((0, half - 0.02, high + 0.35), (half, 0.014, b.between(0.06, 0.14)), seat if b.chance(0.5) else wood)
 
 
-def armchair(b: SceneBuilder, p: Place, width: float = 0.85) -> None:
+def armchair(b: SceneBuilder, p: Place, width: Real = 0.85) -> None:
     """Also a sofa, when wide."""
     cloth = b.material(("fabric", "fabric", "plaster"), tint=b.tone(0.3, 1.0))
     seat, arm = b.between(0.38, 0.44), b.between(0.07, 0.12)
@@ -54,7 +54,7 @@ def armchair(b: SceneBuilder, p: Place, width: float = 0.85) -> None:
     p.focus((0, 0, 0.6))
 
 
-def bookcase(b: SceneBuilder, p: Place, width: float, height: float, depth: float = 0.3) -> None:
+def bookcase(b: SceneBuilder, p: Place, width: Real, height: Real, depth: Real = 0.3) -> None:
     """Boards with rows of books and objects between them."""
     wood, levels = b.material(("wood", "plaster"), tint=b.tone(0.4, 1.1)), max(2, round(height / 0.38))
     p.box((0, depth / 2 - 0.01, height / 2), (width / 2, 0.01, height / 2), wood)
@@ -78,7 +78,7 @@ def bookcase(b: SceneBuilder, p: Place, width: float, height: float, depth: floa
     p.focus((0, -depth / 2, height * 0.6))
 
 
-def ornament(b: SceneBuilder, p: Place, at, height: float) -> None:
+def ornament(b: SceneBuilder, p: Place, at, height: Real) -> None:
     """A vase, bowl, ball, bottle, box or framed card of about this height standing at a point."""
     x, y, z = at
     surface = b.material(
@@ -121,7 +121,7 @@ def stack(b: SceneBuilder, p: Place, at, count: int) -> None:
         z += 2 * thick
 
 
-def plant(b: SceneBuilder, p: Place, height: float) -> None:
+def plant(b: SceneBuilder, p: Place, height: Real) -> None:
     """A pot, a stem, and clumps of leaves."""
     pot, green = (
         b.material(("tiles", "concrete", "brick", "metal"), size=0.4),
@@ -145,7 +145,7 @@ def floor_lamp(b: SceneBuilder, p: Place) -> None:
     p.column((0, 0, tall - 0.28), b.between(0.16, 0.24), 0.28, shade, top=0.65)
 
 
-def picture(b: SceneBuilder, p: Place, width: float, height: float, kinds=("photo", "photo", "text", "leaves")) -> None:
+def picture(b: SceneBuilder, p: Place, width: Real, height: Real, kinds=("photo", "photo", "text", "leaves")) -> None:
     """A framed picture centred on the place's origin, facing -y."""
     frame = b.material(("wood", "metal", "plaster"), tint=b.tone(0.15, 1.1))
     art = b.material(kinds, fit=(width, height), tint=(1.0, 1.0, 1.0), shine=0.1)
@@ -154,7 +154,7 @@ def picture(b: SceneBuilder, p: Place, width: float, height: float, kinds=("phot
     p.box((0, -0.01, 0), (width / 2, 0.012, height / 2), art)
 
 
-def cabinet(b: SceneBuilder, p: Place, width: float, depth: float, height: float) -> None:
+def cabinet(b: SceneBuilder, p: Place, width: Real, depth: Real, height: Real) -> None:
     """A body with doors, handles and a worktop."""
     body = b.material(("wood", "plaster", "metal"), tint=b.tone(0.5, 1.1))
     top = b.material(("marble", "wood", "concrete", "tiles"))
@@ -168,14 +168,14 @@ def cabinet(b: SceneBuilder, p: Place, width: float, depth: float, height: float
         p.box((x + width / doors / 2 - 0.07, -depth / 2 - 0.015, height * 0.7), (0.008, 0.014, 0.07), handle)
 
 
-def crate(b: SceneBuilder, p: Place, size: float, z: float = 0.0) -> None:
+def crate(b: SceneBuilder, p: Place, size: Real, z: Real = 0.0) -> None:
     kind = b.pick(("wood", "wood", "text", "metal", "leaves"))
     body = b.material(kind, fit=(2 * size, 2 * size) if kind == "text" else None, tint=b.tone(0.5, 1.1))
     height = size * b.between(0.6, 1.0)
     p.box((0, 0, z + height), (size * b.between(0.75, 1.2), size * b.between(0.75, 1.2), height), body)
 
 
-def barrel(b: SceneBuilder, p: Place, radius: float) -> None:
+def barrel(b: SceneBuilder, p: Place, radius: Real) -> None:
     body = b.material(("metal", "wood"), tint=b.tone(0.3, 1.2))
     tall = radius * b.between(2.4, 3.2)
     p.column((0, 0, 0), radius, tall, body)
@@ -184,7 +184,7 @@ def barrel(b: SceneBuilder, p: Place, radius: float) -> None:
         p.column((0, 0, level * tall), radius * 1.03, 0.03 * tall, rim)
 
 
-def tree(b: SceneBuilder, p: Place, height: float) -> None:
+def tree(b: SceneBuilder, p: Place, height: Real) -> None:
     trunk, green = (
         b.material("bark", turned=True),
         b.material("foliage", size=b.between(1.2, 2.2), tint=b.tone(0.5, 1.1)),
@@ -203,14 +203,14 @@ def tree(b: SceneBuilder, p: Place, height: float) -> None:
         p.ball((out * math.cos(turn), out * math.sin(turn), height * b.between(0.58, 0.86)), radii, green)
 
 
-def bush(b: SceneBuilder, p: Place, size: float) -> None:
+def bush(b: SceneBuilder, p: Place, size: Real) -> None:
     green = b.material("foliage", size=b.between(0.7, 1.5), tint=b.tone(0.5, 1.2))
     for _ in range(b.rng.randrange(1, 4)):
         at = (b.between(-0.5, 0.5) * size, b.between(-0.5, 0.5) * size, size * b.between(0.1, 0.4))
         p.ball(at, tuple(size * b.between(0.5, 0.9) for _ in range(3)), green)
 
 
-def rock(b: SceneBuilder, p: Place, size: float) -> None:
+def rock(b: SceneBuilder, p: Place, size: Real) -> None:
     stone = b.material(("concrete", "gravel", "marble", "cobble"), size=size)
     p.ball((0, 0, 0.15 * size), tuple(size * b.between(0.45, 0.9) for _ in range(3)), stone, yaw=b.between(0, 3))
     if b.chance(0.5):
@@ -223,7 +223,7 @@ def rock(b: SceneBuilder, p: Place, size: float) -> None:
         )
 
 
-def house(b: SceneBuilder, p: Place, width: float, depth: float, height: float, *, shop: bool = False) -> None:
+def house(b: SceneBuilder, p: Place, width: Real, depth: Real, height: Real, *, shop: bool = False) -> None:
     """A block with a facade, a ledge and a roof or a cornice."""
     storey_width = max(1, round(width / 9)) * 9.0
     facade = b.material("facade", fit=(storey_width, b.pick((6.0, 7.5, 9.0))), tint=b.tone(0.6, 1.2))
@@ -244,22 +244,30 @@ def house(b: SceneBuilder, p: Place, width: float, depth: float, height: float, 
 
 
 def car(b: SceneBuilder, p: Place) -> None:
-    """A body, a cabin and four wheels."""
-    paint = b.material("metal", tint=b.tone(0.2, 1.3), size=3.0, shine=0.8)
-    dark, rubber = (
-        b.material("metal", tint=(0.05, 0.06, 0.07), shine=1.0),
-        b.material("concrete", tint=(0.05, 0.05, 0.05)),
-    )
+    """A body, a cabin with dark windows, and four wheels."""
+    hue = [b.between(0.05, 0.9) ** 2 for _ in range(3)] if b.chance(0.6) else [b.between(0.05, 1.0)] * 3
+    paint = b.material("plaster", tint=tuple(hue), size=3.0, shine=0.6)
+    dark = b.material("metal", tint=(0.05, 0.06, 0.07), shine=0.9)
+    rubber = b.material("concrete", tint=(0.05, 0.05, 0.05))
     length, wide = b.between(1.9, 2.3), b.between(0.8, 0.92)
     p.box((0, 0, 0.58), (length, wide, 0.26), paint)
-    p.box((-0.15, 0, 1.06), (length * 0.55, wide * 0.9, 0.24), dark)
-    p.box((-0.15, 0, 1.32), (length * 0.5, wide * 0.86, 0.03), paint)
+    if b.chance(0.5):
+        p.dome((-0.15, 0, 0.83), (length * 0.62, wide * 0.93, 0.55), dark)
+        p.dome((-0.15, 0, 1.15), (length * 0.45, wide * 0.75, 0.26), paint)
+    else:
+        p.box((-0.2, 0, 1.06), (length * 0.5, wide * 0.9, 0.24), dark)
+        p.box((-0.2, 0, 1.32), (length * 0.45, wide * 0.86, 0.04), paint)
+    for end, tint in ((-1, (0.8, 0.05, 0.05)), (1, (1.2, 1.2, 1.1))):
+        for side in (-1, 1):
+            p.box(
+                (end * length, side * wide * 0.75, 0.66), (0.02, 0.1, 0.06), b.material("plaster", tint=tint, shine=0.5)
+            )
     for sx in (-0.62, 0.62):
         for sy in (-1, 1):
             p.ball((sx * length, sy * (wide - 0.06), 0.33), (0.33, 0.12, 0.33), rubber)
 
 
-def bench(b: SceneBuilder, p: Place, length: float = 1.6) -> None:
+def bench(b: SceneBuilder, p: Place, length: Real = 1.6) -> None:
     wood, iron = b.material("wood", turned=False), b.material(("metal", "concrete"), tint=b.tone(0.2, 0.8))
     for y in (-0.14, 0.0, 0.14):
         p.box((0, y, 0.45), (length / 2, 0.055, 0.02), wood)
@@ -268,14 +276,14 @@ def bench(b: SceneBuilder, p: Place, length: float = 1.6) -> None:
         p.box((s * length * 0.38, 0, 0.21), (0.03, 0.2, 0.21), iron)
 
 
-def street_lamp(b: SceneBuilder, p: Place, height: float) -> None:
+def street_lamp(b: SceneBuilder, p: Place, height: Real) -> None:
     iron = b.material("metal", tint=b.tone(0.1, 0.6))
     p.column((0, 0, 0), 0.11, 0.5, iron, top=0.7)
     p.column((0, 0, 0.4), b.eased(0.06, 0.035), height - 0.4, iron, top=0.7)
     p.ball((0, 0, height), (0.18, 0.18, 0.22), b.material("plaster", emission=0.6))
 
 
-def fence(b: SceneBuilder, p: Place, length: float, height: float = 0.9) -> None:
+def fence(b: SceneBuilder, p: Place, length: Real, height: Real = 0.9) -> None:
     wood = b.material("wood", tint=b.tone(0.4, 1.3), turned=True)
     for level in (0.35, 0.8):
         p.box((0, 0, height * level), (length / 2, 0.02, 0.04), wood)
@@ -286,7 +294,7 @@ def fence(b: SceneBuilder, p: Place, length: float, height: float = 0.9) -> None
         )
 
 
-def statue(b: SceneBuilder, p: Place, height: float) -> None:
+def statue(b: SceneBuilder, p: Place, height: Real) -> None:
     """A bust, or blocks and rings of one material set upon each other, on a plinth."""
     stone = b.material(("marble", "concrete", "metal", "bark"), tint=b.tone(0.5, 1.2))
     base, r = 0.42 * height, 0.16 * height
@@ -304,7 +312,13 @@ def statue(b: SceneBuilder, p: Place, height: float) -> None:
             tall, wide = b.between(0.06, 0.18) * height, r * b.between(0.4, 1.5)
             if b.chance(0.7):
                 half = (wide, r * b.between(0.25, 0.7), tall / 2)
-                p.box((b.between(-0.4, 0.4) * r, 0, z + tall / 2), half, stone, yaw=b.between(0, 3), pitch=b.between(-0.2, 0.2))
+                p.box(
+                    (b.between(-0.4, 0.4) * r, 0, z + tall / 2),
+                    half,
+                    stone,
+                    yaw=b.between(0, 3),
+                    pitch=b.between(-0.2, 0.2),
+                )
             else:
                 p.column((0, 0, z), 0.7 * wide, tall, stone, top=b.between(0.4, 1.3))
             z += 0.9 * tall

@@ -7,7 +7,7 @@ import torch
 
 from da3gs.data.synthetic import furniture as put
 from da3gs.data.synthetic.backdrops import Ground, Room
-from da3gs.data.synthetic.builder import Light, SceneBuilder, Sky, WindowGlow
+from da3gs.data.synthetic.builder import Light, Real, SceneBuilder, Sky, WindowGlow
 
 SUN_DISTANCE_M = 80.0
 
@@ -200,6 +200,7 @@ def street(b: SceneBuilder) -> None:
         p = b.place(b.between(-length, length), b.pick((-1, 1)) * (half + 0.5), 0.1)
         b.pick((lambda p=p: put.street_lamp(b, p, b.between(3.5, 5)), lambda p=p: put.tree(b, p, b.between(4, 6)),
                 lambda p=p: put.bench(b, p), lambda p=p: put.barrel(b, p, 0.28)))()  # fmt: skip
+    skyline(b, 7, 24, 40)
     b.stage = ((-length * 0.7, -half - 1.5, 1.2), (length * 0.7, half + 1.5, 3.0))
     b.scale = 7.0
 
@@ -238,9 +239,7 @@ def garden(b: SceneBuilder) -> None:
         p.focus((0, 0, 0.6))
     for side in (-1, 1):
         put.fence(b, b.place(side * 8.5, 0, yaw=math.pi / 2), 13)
-    for turn in range(b.rng.randrange(3, 7)):
-        angle = turn * 1.1 + b.between(0, 0.6)
-        put.tree(b, b.place(14 * math.cos(angle), 14 * math.sin(angle)), b.between(5, 9))
+    skyline(b, b.rng.randrange(5, 10), 14, 24)
     b.stage = ((-6.5, -7.5, 0.8), (6.5, 4.5, 2.4))
     b.scale = 5.0
 
@@ -288,6 +287,7 @@ def ruins(b: SceneBuilder) -> None:
             p.box((0, 0, 1.2), (b.between(2, 4), 0.4, b.between(1, 2.4)), b.pick(stone))
         else:
             put.tree(b, p, b.between(4, 8))
+    skyline(b, 5, 17, 28)
     b.stage = ((-5.5, -5.5, 0.8), (5.5, 5.5, 2.6))
     b.scale = 4.5
 
@@ -329,7 +329,7 @@ def plaza(b: SceneBuilder) -> None:
 # ---------------------------------------------------------------------------------------------------- parts of rooms
 
 
-def shell(b: SceneBuilder, widths, depths, *, floors, walls, tall=(2.4, 3.1)) -> tuple[float, float, float]:
+def shell(b: SceneBuilder, widths, depths, *, floors, walls, tall=(2.4, 3.1)) -> tuple[Real, Real, Real]:
     """Floor, walls, ceiling, windows and light; returns (width, depth, height) in metres."""
     width, depth, height = b.between(*widths), b.between(*depths), b.between(*tall)
     surfaces = [
@@ -417,13 +417,13 @@ def room_light(b: SceneBuilder, low, high, openings) -> None:
     )
 
 
-def rug(b: SceneBuilder, half_width: float, half_depth: float) -> None:
+def rug(b: SceneBuilder, half_width: Real, half_depth: Real) -> None:
     cloth = b.material(("carpet", "fabric", "leaves"), fit=(2 * half_width, 2 * half_depth))
     b.place(0, 0, yaw=b.between(-0.2, 0.2)).box((0, 0, 0.006), (half_width, half_depth, 0.006), cloth)
 
 
 def dress_table(b: SceneBuilder, p, half_width, half_depth, top, count, sizes=(0.1, 0.28)) -> None:
-    taken: list[tuple[float, float, float]] = []
+    taken: list[tuple[Real, Real, Real]] = []
     for _ in range(count):
         size = b.between(*sizes)
         for _ in range(8):
@@ -469,7 +469,7 @@ def along_walls(b: SceneBuilder, width, depth, count, kinds) -> None:
             put.crate(b, p, b.between(0.2, 0.3))
 
 
-def p_top(p) -> float:
+def p_top(p) -> Real:
     """Height of the highest box of an object, in its own frame."""
     rows = [row for row in p.builder.boxes if row[19] == p.object_id]
     return max(row[2] + row[14] for row in rows) - p.z
@@ -498,7 +498,7 @@ def pictures(b: SceneBuilder, width, depth, count, size=(0.4, 1.1), kinds=("phot
         put.picture(b, b.place(x, y, b.between(1.3, 1.7), yaw), wide, wide * b.between(0.6, 1.3), kinds)
 
 
-def clip_stage(b: SceneBuilder, margin: float = 0.35) -> None:
+def clip_stage(b: SceneBuilder, margin: Real = 0.35) -> None:
     low, high = b.backdrop.low.tolist(), b.backdrop.high.tolist()
     b.stage = (
         tuple(max(s, edge + margin) for s, edge in zip(b.stage[0], low, strict=True)),
@@ -509,23 +509,22 @@ def clip_stage(b: SceneBuilder, margin: float = 0.35) -> None:
 # ---------------------------------------------------------------------------------------------------- parts of open air
 
 
-def land(b: SceneBuilder, kinds, *, waves: int, radius: float) -> None:
+def land(b: SceneBuilder, kinds, *, waves: int, radius: Real) -> None:
     """Ground, sky and sun."""
     material = b.material(kinds, size=b.between(0.9, 1.6), tint=b.tone(0.6, 1.1))
-    amplitude, vectors = [], []
     for _ in range(waves):
         length, turn = b.between(5, 14), b.between(0, 2 * math.pi)
-        amplitude.append(b.between(0.01, 0.022) * length)
-        vectors.append((2 * math.pi / length * math.cos(turn), 2 * math.pi / length * math.sin(turn)))
+        vector = (2 * math.pi / length * math.cos(turn), 2 * math.pi / length * math.sin(turn))
+        b.waves.append((b.between(0.01, 0.022) * length, vector, b.between(0, 2 * math.pi)))
     b.backdrop = Ground(
-        torch.tensor(amplitude),
-        torch.tensor(vectors).reshape(-1, 2),
-        torch.tensor([b.between(0, 6.3) for _ in range(waves)]),
+        torch.tensor([amplitude for amplitude, _, _ in b.waves]),
+        torch.tensor([vector for _, vector, _ in b.waves]).reshape(-1, 2),
+        torch.tensor([phase for _, _, phase in b.waves]),
         radius,
         torch.tensor([material]),
     )
     clear = b.rng.random()
-    b.sky = daylight(b, 1.0, azimuth=b.between(0, 2 * math.pi), elevation=b.between(0.3, 1.1))
+    b.sky = daylight(b, b.between(0.45, 0.75), azimuth=b.between(0, 2 * math.pi), elevation=b.between(0.3, 1.1))
     if clear > 0.25:
         add_sun(b, b.between(1.2, 2.6), radius=b.between(0.4, 1.2))
         level = b.between(0.35, 0.6)
@@ -537,7 +536,26 @@ def land(b: SceneBuilder, kinds, *, waves: int, radius: float) -> None:
     b.ambient_down = tuple(0.45 * level * c for c in (0.95, 0.9, 0.8))
 
 
-def daylight(b: SceneBuilder, level: float, azimuth: float, elevation: float) -> Sky:
+def skyline(b: SceneBuilder, count: int, near: Real, far: Real) -> None:
+    """Large things far away on all sides: blocks, trees, hills."""
+    for turn in range(count):
+        angle, distance = 2 * math.pi * (turn + b.between(-0.3, 0.3)) / count, b.between(near, far)
+        p = b.place(distance * math.cos(angle), distance * math.sin(angle), yaw=angle - math.pi / 2)
+        kind = b.rng.random()
+        if kind < 0.4:
+            put.house(b, p, b.between(8, 18), 6, b.between(4, 0.5 * near))
+        elif kind < 0.7:
+            put.tree(b, p, b.between(0.3, 0.5) * near)
+        else:
+            green = b.material(("foliage", "grass", "gravel", "concrete"), size=4.0)
+            p.dome(
+                (0, 0, -0.5),
+                (b.between(0.4, 0.9) * near, b.between(0.3, 0.5) * near, b.between(0.15, 0.35) * near),
+                green,
+            )
+
+
+def daylight(b: SceneBuilder, level: Real, azimuth: Real, elevation: Real) -> Sky:
     low_sun = max(0.0, 0.6 - elevation)
     blue = b.between(0.0, 1.0)
     zenith = (0.55 - 0.37 * blue, 0.62 - 0.22 * blue, 0.72 + 0.13 * blue)
@@ -558,7 +576,7 @@ def daylight(b: SceneBuilder, level: float, azimuth: float, elevation: float) ->
     )
 
 
-def add_sun(b: SceneBuilder, strength: float, radius: float) -> None:
+def add_sun(b: SceneBuilder, strength: Real, radius: Real) -> None:
     position = tuple(SUN_DISTANCE_M * c for c in b.sky.sun_direction)
     b.lights.append(Light(position, tuple(strength * c for c in b.sky.sun_color), radius, sun=True))
 

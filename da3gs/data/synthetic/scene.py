@@ -15,7 +15,7 @@ from da3gs.data.synthetic.builder import SceneBuilder, SyntheticScene
 from da3gs.data.synthetic.camera_paths import covisible_fraction, sample_cameras
 from da3gs.data.synthetic.layouts import HELD_OUT_LAYOUTS, TRAIN_LAYOUTS
 from da3gs.data.synthetic.photo import PhotoSettings, photograph
-from da3gs.data.synthetic.rendering import render_radiance
+from da3gs.data.synthetic.rendering import on_device, render_radiance
 from da3gs.data.synthetic.textures import texture_bank
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
@@ -106,7 +106,7 @@ def render_views(
     settings = photo or PhotoSettings.draw(scene.seed, len(cameras), scene.difficulty)
     images = photograph(radiance, settings, scene.seed)
     return SyntheticViews(
-        images, geometry.depth, geometry.normals, geometry.sky, geometry.object_ids, cameras.to(scene.device),
+        images, geometry.depth, geometry.normals, geometry.sky, geometry.object_ids, on_device(cameras, scene.device),
         scene.seed, scene.style,
     )  # fmt: skip
 

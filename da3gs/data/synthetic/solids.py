@@ -176,11 +176,13 @@ class Solids:
         a1 = ox * dx + oy * dy + (g * oz + 0.5 * b) * dz
         a0 = ox * ox + oy * oy + (g * oz + b) * oz - k
         discriminant = a1 * a1 - a2 * a0
-        root = discriminant.clamp_min(0).sqrt_()
+        # The root without cancellation, q / A, and the other one from the product of both, C / q.
+        q = -(a1 + torch.where(a1 < 0, -1.0, 1.0) * discriminant.clamp_min(1e-30).sqrt_())
+        first, second = q / a2, a0 / q
         inverse = dz.reciprocal()
         middle, extent = -oz * inverse, inverse.abs()
-        near = torch.maximum((-a1 - root) / a2, middle - extent)
-        far = torch.minimum((root - a1) / a2, middle + extent)
+        near = torch.maximum(torch.minimum(first, second), middle - extent)
+        far = torch.minimum(torch.maximum(first, second), middle + extent)
         return near.masked_fill_(discriminant <= 0, torch.inf), far
 
     # ------------------------------------------------------------------------------------------ points

@@ -5,15 +5,15 @@ Arrays are C-contiguous float32 / int64. Letters: P solids, G groups, R rays of 
 
 import math
 
-import numba
 import numpy as np
 
-_OPTIONS = {"cache": True, "nogil": True, "fastmath": {"contract", "arcp", "nsz", "reassoc"}, "error_model": "numpy"}
+from da3gs.data.synthetic.compiling import loop
+
 _TINY = np.float32(1e-9)
 _INF = np.float32(np.inf)
 
 
-@numba.njit(**_OPTIONS)
+@loop
 def _in_cone(apex, directions, slack, center, radius, candidates):
     """Solids whose bounding sphere reaches into the cone around `directions` [3, R]; returns their number."""
     rays = directions.shape[1]
@@ -44,7 +44,7 @@ def _in_cone(apex, directions, slack, center, radius, candidates):
     return count
 
 
-@numba.njit(**_OPTIONS)
+@loop
 def _interval(is_box, ox, oy, oz, dx, dy, dz, hx, hy, hz, g, b, k):
     """Parameter interval inside one solid of a ray in its local frame (metres)."""
     if is_box:
@@ -61,13 +61,16 @@ def _interval(is_box, ox, oy, oz, dx, dy, dz, hx, hy, hz, g, b, k):
     discriminant = a1 * a1 - a2 * a0
     if discriminant <= np.float32(0.0):
         return _INF, -_INF
-    root = math.sqrt(discriminant)
+    # The root without cancellation, q / A, and the other one from the product of both, C / q.
+    root = math.sqrt(max(discriminant, np.float32(1e-30)))
+    q = root - a1 if a1 < np.float32(0.0) else -(a1 + root)
+    first, second = q / a2, a0 / q
     inverse = np.float32(1.0) / dz
     middle, extent = -oz * inverse, abs(inverse)
-    return max((-a1 - root) / a2, middle - extent), min((root - a1) / a2, middle + extent)
+    return max(min(first, second), middle - extent), min(max(first, second), middle + extent)
 
 
-@numba.njit(**_OPTIONS)
+@loop
 def nearest(origins, directions, boxes, center, axes, half, quadric, radius, t, index):
     """See `Solids.nearest`; origins [G, 3]."""
     groups, _, rays = directions.shape
@@ -109,7 +112,7 @@ def nearest(origins, directions, boxes, center, axes, half, quadric, radius, t, 
             t[group, r], index[group, r] = best, which
 
 
-@numba.njit(**_OPTIONS)
+@loop
 def blocked(points, targets, target_radius, boxes, center, axes, half, quadric, radius, result):
     """See `Solids.blocked`."""
     groups, _, rays = points.shape
@@ -155,7 +158,7 @@ def blocked(points, targets, target_radius, boxes, center, axes, half, quadric, 
             result[group, r] = hit
 
 
-@numba.njit(**_OPTIONS)
+@loop
 def clearance(points, reach, boxes, center, axes, half, quadric, radius, result):
     """See `Solids.clearance`."""
     groups, _, rays = points.shape
@@ -207,7 +210,7 @@ def clearance(points, reach, boxes, center, axes, half, quadric, radius, result)
             result[group, r] = best
 
 
-@numba.njit(**_OPTIONS)
+@loop
 def surface(index, points, boxes, center, axes, half, quadric, frames, uv):
     """See `Solids.surface`."""
     for n in range(len(index)):

@@ -13,12 +13,11 @@ import cv2
 import numpy as np
 
 Rng = np.random.Generator
+Real = float | int
 SIZE = 256
 
 
-def noise(
-    rng: Rng, exponent: float = 2.0, stretch: tuple[float, float] = (1.0, 1.0), lowest: float = 1.0
-) -> np.ndarray:
+def noise(rng: Rng, exponent: Real = 2.0, stretch: tuple[Real, Real] = (1.0, 1.0), lowest: Real = 1.0) -> np.ndarray:
     """Periodic Gaussian noise [S, S], zero mean, unit variance, amplitude spectrum 1 / f^(exponent / 2).
 
     Args:
@@ -35,9 +34,7 @@ def noise(
     return field / (field.std() + 1e-12)
 
 
-def color(
-    rng: Rng, hue: tuple[float, float], saturation: tuple[float, float], value: tuple[float, float]
-) -> np.ndarray:
+def color(rng: Rng, hue: tuple[Real, Real], saturation: tuple[Real, Real], value: tuple[Real, Real]) -> np.ndarray:
     """A colour [3] drawn from ranges of hue (wraps around 1), saturation and value."""
     return np.array(colorsys.hsv_to_rgb(rng.uniform(*hue) % 1.0, rng.uniform(*saturation), rng.uniform(*value)))
 
@@ -48,7 +45,7 @@ def any_color(rng: Rng) -> np.ndarray:
     return np.array(colorsys.hsv_to_rgb(hue % 1.0, 0.85 * rng.random() ** 1.6, rng.uniform(0.15, 0.95)))
 
 
-def shaded(base: np.ndarray, field: np.ndarray, strength: float) -> np.ndarray:
+def shaded(base: np.ndarray, field: np.ndarray, strength: Real) -> np.ndarray:
     """Base colour(s) brightened and darkened by a field."""
     return base * (1 + strength * field)[..., None]
 
@@ -64,7 +61,7 @@ def unit(field: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.8 * field)
 
 
-def draw_wrapped(canvas: np.ndarray, x: float, y: float, reach: float, draw: Callable[[float, float], None]) -> None:
+def draw_wrapped(canvas: np.ndarray, x: Real, y: Real, reach: Real, draw: Callable[[float, float], None]) -> None:
     """Call draw(x, y) at every wrapped copy that touches the tile, so that shapes continue across its border."""
     for dx in (-SIZE, 0, SIZE):
         for dy in (-SIZE, 0, SIZE):
@@ -75,7 +72,7 @@ def draw_wrapped(canvas: np.ndarray, x: float, y: float, reach: float, draw: Cal
 # ---------------------------------------------------------------------------------------------------- organic
 
 
-def leaves(rng: Rng, palette: np.ndarray | None = None, radii: tuple[float, float] = (4, 60), count: int = 500):
+def leaves(rng: Rng, palette: np.ndarray | None = None, radii: tuple[Real, Real] = (4, 60), count: int = 500):
     """Dead leaves: opaque discs, ellipses and polygons whose radii follow r^-3, as objects in photographs do."""
     palette = np.array([any_color(rng) for _ in range(7)]) if palette is None else palette
     canvas = np.ones((SIZE, SIZE, 3), np.float32) * palette[0].astype(np.float32)
@@ -207,7 +204,7 @@ def cobble(rng: Rng):
     return body * stone[..., None] + joint * (1 - stone)[..., None], 2.5 * stone + 0.25 * noise(rng, 1.6)
 
 
-def grid_cells(columns: int, rows: int, stagger: float):
+def grid_cells(columns: int, rows: int, stagger: Real):
     """A running bond: distance to the nearest joint in px [S, S] and the cell index (row, column)."""
     y, x = np.meshgrid(np.arange(SIZE) + 0.5, np.arange(SIZE) + 0.5, indexing="ij")
     row = np.floor(y * rows / SIZE).astype(int)
