@@ -80,7 +80,7 @@ _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn,
 
 
 def _use_onednn(values: Tensor, weight: Tensor) -> bool:
-    return (
+    return bool(
         _HAS_ONEDNN
         and torch.backends.mkldnn.enabled
         and values.device.type == "cpu"

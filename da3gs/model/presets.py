@@ -176,7 +176,7 @@ class ModelConfig:
 
 
 # Released transformer sizes by the name used in the released configurations.
-_SIZES = {
+_SIZES: dict[str, dict[str, Any]] = {
     "vits": {"width": 384, "depth": 12, "heads": 6},
     "vitb": {"width": 768, "depth": 12, "heads": 12},
     "vitl": {"width": 1024, "depth": 24, "heads": 16},
@@ -237,7 +237,7 @@ def _check(config: ModelConfig) -> None:
 # ------------------------------------------------------------------------------------------------- the table
 
 _APACHE, _NON_COMMERCIAL = "Apache-2.0", "CC BY-NC 4.0"
-_ANY_VIEW_12 = {"cross_view_start": 4, "qk_norm_start": 4, "rope_start": 4, "concat_local": True}
+_ANY_VIEW_12: dict[str, Any] = {"cross_view_start": 4, "qk_norm_start": 4, "rope_start": 4, "concat_local": True}
 _WIDE = (256, 512, 1024, 1024)
 
 _GIANT = ModelConfig(

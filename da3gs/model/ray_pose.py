@@ -71,7 +71,7 @@ def cameras_from_rays(
         raise InputError("ray confidence must be >= 0 with some cell > 0 in every view")
     rays, weight = rays.detach().double().flatten(1, 2), confidence.detach().double().flatten(1)
     generator = torch.Generator().manual_seed(seed)
-    cells = _cell_positions(*confidence.shape[1:], rays.device)
+    cells = _cell_positions(confidence.shape[1], confidence.shape[2], rays.device)
     fits = [_fit_view(cells, view, w, generator) for view, w in zip(rays, weight, strict=True)]
     rotations, focal_and_center = (torch.stack(parts) for parts in zip(*fits, strict=True))
     if not torch.isfinite(focal_and_center).all():
@@ -258,12 +258,12 @@ def released_cameras_from_rays(
         for p, w, c in zip(plane, weight, candidates, strict=True)
     ]
     # 3. Rotation and intrinsics per view, centre from the weighted mean of the origins.
-    rotation, lower = zip(*(_ql(homography) for homography in solved), strict=True)
-    rotation, lower = torch.stack(rotation), torch.stack(lower)
+    rotation, lower = (torch.stack(parts) for parts in zip(*map(_ql, solved), strict=True))
     lower = lower / lower[:, 2:, 2:]
     center = (weight.double()[..., None] * flat[..., 3:].double()).sum(1) / weight.double().sum(1)[:, None]
     world_from_cam = torch.eye(4, dtype=torch.float64, device=rays.device).repeat(len(flat), 1, 1)
-    world_from_cam[:, :3, :3], world_from_cam[:, :3, 3] = rotation, center
+    world_from_cam[:, :3, :3] = rotation
+    world_from_cam[:, :3, 3] = center
     K = torch.eye(3, dtype=torch.float64, device=rays.device).repeat(len(flat), 1, 1)
     K[:, 0, 0], K[:, 1, 1] = 1 / lower[:, 0, 0], 1 / lower[:, 1, 1]
     K[:, 0, 2], K[:, 1, 2] = lower[:, 2, 0], lower[:, 2, 1]
