@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from plyfile import PlyData
 
 from da3gs import Gaussians, save_gaussians
 from da3gs.cli.main import main
@@ -175,17 +176,12 @@ def test_read_only_folder(folder, capsys):
 
 def test_full_disk_leaves_the_old_file(folder, capsys, monkeypatch):
     """The write fails half way: the old file stays, the half-written one goes."""
-    import da3gs.export.ply as ply
 
-    blocks = iter([np.zeros((4, 4), "<f4")])
-
-    def fail_on_the_second_block(*args):
-        for block in blocks:
-            return block
+    def write_half(self, stream):
+        Path(stream).write_bytes(b"ply\nformat binary_little_endian 1.0\n")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ply, "BLOCK_ROWS", 10)
-    monkeypatch.setattr(ply, "_file_rows", fail_on_the_second_block)
+    monkeypatch.setattr(PlyData, "write", write_half)
     before = snapshot(folder)
     assert main(["convert", "good.ply", "good.ply"]) == 2
     out, err = capsys.readouterr()
