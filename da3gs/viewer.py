@@ -175,6 +175,8 @@ class SplatViewer:
         self.server = _start_server(host, port)
         self.server.scene.set_up_direction(tuple(self._up))
         self._shown: Any = None
+        self._version = 0
+        self._sending = threading.Lock()  # the slider calls from threads of its own
         self.show_count(min(len(scene.gaussians), _FLUENT_COUNT))
         self._add_frusta()
         self._add_controls()
@@ -192,10 +194,15 @@ class SplatViewer:
 
     def show_count(self, count: int) -> None:
         """Show the `count` most visible Gaussians."""
-        self._count = max(1, min(int(count), len(self.scene.gaussians)))
-        # Public since viser 1; the same arguments before, under a private name.
-        add = getattr(self.server.scene, "add_gaussian_splats", None) or self.server.scene._add_gaussian_splats
-        self._shown = add("/splats", **self._splats.first(self._count))
+        with self._sending:
+            self._count = max(1, min(int(count), len(self.scene.gaussians)))
+            # Public since viser 1; the same arguments before, under a private name.
+            add = getattr(self.server.scene, "add_gaussian_splats", None) or self.server.scene._add_gaussian_splats
+            # viser 0.2.7 does not redraw splats that are sent again under their name: the new ones replace the old.
+            before, self._version = self._shown, self._version + 1
+            self._shown = add(f"/splats/{self._version}", **self._splats.first(self._count))
+            if before is not None:
+                before.remove()
 
     def show_cameras(self, visible: bool) -> None:
         """Show or hide the frusta of the context cameras."""
