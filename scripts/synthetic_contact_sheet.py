@@ -50,7 +50,8 @@ def write_sheet(args: argparse.Namespace) -> None:
             rows += [depth_row(sample), normal_row(sample)]
         shared = covisibility(sample).fill_diagonal_(1).min() if len(sample) > 1 else 1.0
         print(
-            f"{sample.style} {sample.seed}: co-visibility from {float(shared):.2f}, {len(sample.object_ids.unique())} objects"
+            f"{sample.style} {sample.seed}: co-visibility from {float(shared):.2f}, "
+            f"{len(sample.object_ids.unique())} objects"
         )
     sheet = (np.concatenate(rows, 0) * 255).round().astype(np.uint8)
     with atomic_path(args.output) as path:

@@ -27,8 +27,8 @@ class Room:
 
     Attributes:
         low, high: [3] corners in metres.
-        openings: [O, 5] rectangles: wall (0: x = low, 1: x = high, 2: y = low, 3: y = high), then the range along the wall
-            and the range of heights.
+        openings: [O, 5] rectangles: wall (0: x = low, 1: x = high, 2: y = low, 3: y = high), then the range along the
+            wall and the range of heights.
         materials: [3] of floor, walls, ceiling.
     """
 

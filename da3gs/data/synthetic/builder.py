@@ -32,7 +32,8 @@ _TILE_M = {
 }  # fmt: skip
 _SHINE = {"marble": (0.35, 60), "tiles": (0.3, 80), "wood": (0.12, 25), "metal": (0.5, 40), "photo": (0.1, 60)}
 _RELIEF_M = {
-    "plaster": 0.004, "concrete": 0.006, "cobble": 0.018, "brick": 0.012, "tiles": 0.005, "wood": 0.004, "fabric": 0.004,
+    "plaster": 0.004, "concrete": 0.006, "cobble": 0.018, "brick": 0.012, "tiles": 0.005, "wood": 0.004,
+    "fabric": 0.004,
     "carpet": 0.004, "metal": 0.002, "leaves": 0.01, "foliage": 0.03, "grass": 0.02, "gravel": 0.015, "bark": 0.025,
     "spines": 0.008, "facade": 0.03,
 }  # fmt: skip

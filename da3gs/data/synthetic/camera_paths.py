@@ -67,7 +67,7 @@ def sample_cameras(
     low_fov, high_fov = fov_deg or (60 - 30 * difficulty, 72 + 18 * difficulty)
     fov = math.radians(rng.uniform(low_fov, high_fov))
 
-    # 1. Poses around one place; 2. those with air around them, that see several things; 3. those that share what they see.
+    # Poses around one place; of these, those with air around them that see several things; of these, a connected set.
     probe = probe_size(width, height)
     for attempt in range(_ATTEMPTS):
         reach = 0.85 ** max(0, attempt - 2)

@@ -1,4 +1,4 @@
-"""Light at surface points: lamps and sun with soft shadows, window glow, sky and bounce, contact shade, highlights, haze.
+"""Light at surface points: lamps and sun with soft shadows, windows, sky and bounce, contact shade, highlights, haze.
 
 Points come in the tracer's groups, [G, R]; colours are linear radiance, 1 being white paper under unit light.
 """

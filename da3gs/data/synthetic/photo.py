@@ -13,12 +13,14 @@ from torch import Tensor
 
 # Quantisation tables of ITU-T T.81, annex K (quality 50).
 _LUMA = (
-    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
+    14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
+    18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92,
+    49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 )  # fmt: skip
 _CHROMA = (
-    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99,
-    *(99,) * 32,
+    17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99,
+    24, 26, 56, 99, 99, 99, 99, 99, 47, 66, 99, 99, 99, 99, 99, 99, *(99,) * 32,
 )  # fmt: skip
 _YCC_FROM_RGB = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
@@ -28,9 +30,14 @@ class PhotoSettings:
     """How one set of pictures is taken; per-view values are tuples of length V.
 
     Attributes:
-        exposure_ev: Stops around the automatic exposure. white_balance: red and blue gains. vignette: loss in the corners.
-        blur_px: Standard deviation of the lens. noise: standard deviation at middle grey. shoulder: 0 plain clipping, 1
-        filmic. saturation, contrast: 1 neutral. jpeg_quality: 1-100, or 0 for none.
+        exposure_ev: Stops around the automatic exposure.
+        white_balance: Red and blue gains.
+        vignette: Loss of light in the corners.
+        blur_px: Standard deviation of the lens.
+        noise: Relative strength of shot and read noise.
+        shoulder: 0 plain clipping, 1 filmic.
+        saturation, contrast: 1 neutral.
+        jpeg_quality: 1-100, or 0 for none.
     """
 
     exposure_ev: tuple[float, ...]
@@ -69,9 +76,10 @@ class PhotoSettings:
 def photograph(radiance: Float[Tensor, "V 3 H W"], settings: PhotoSettings, seed: int) -> Float[Tensor, "V 3 H W"]:
     """Display pictures in [0, 1] of linear radiance.
 
-    The exposure is common to all views (as of a locked camera): the geometric mean of the luminance becomes middle grey.
+    The exposure is common to all views (as of a locked camera): the geometric mean of the luminance becomes middle
+    grey.
     """
-    views, _, height, width = radiance.shape
+    height, width = radiance.shape[-2:]
     luminance = radiance.mean(1).flatten()
     gain = 0.19 / luminance.clamp(1e-3, 4.0).log().mean().exp()
     exposure = gain * 2.0 ** radiance.new_tensor(settings.exposure_ev)
@@ -98,7 +106,7 @@ def photograph(radiance: Float[Tensor, "V 3 H W"], settings: PhotoSettings, seed
 
 
 def tone_curve(x: Float[Tensor, "*size"], shoulder: float) -> Float[Tensor, "*size"]:
-    """Display value of exposed radiance: gamma 2 after a blend of plain clipping and a filmic curve (Narkowicz 2015)."""
+    """Display value of exposed radiance: gamma 2 after a blend of clipping and a filmic curve (Narkowicz 2015)."""
     filmic = (x * (2.51 * x + 0.03)) / (x * (2.43 * x + 0.59) + 0.14)
     plain = x.clamp(max=1.0)
     return (plain + shoulder * (filmic.clamp(0, 1) - plain)).sqrt()
@@ -108,7 +116,7 @@ def lens_blur(x: Float[Tensor, "V C H W"], sigma_px: tuple[float, ...]) -> Float
     """Gaussian blur, separable, 5 taps: enough for standard deviations up to about 1 px."""
     if max(sigma_px) < 0.15:
         return x
-    views, channels, height, width = x.shape
+    height, width = x.shape[-2:]
     sigma = torch.tensor(sigma_px, device=x.device, dtype=x.dtype).clamp_min(0.05)
     taps = torch.exp(-0.5 * (torch.arange(-2, 3, device=x.device, dtype=x.dtype) / sigma[:, None]) ** 2)
     taps = taps / taps.sum(-1, keepdim=True)
@@ -119,7 +127,7 @@ def lens_blur(x: Float[Tensor, "V C H W"], sigma_px: tuple[float, ...]) -> Float
 
 def jpeg(x: Float[Tensor, "V 3 H W"], quality: int) -> Float[Tensor, "V 3 H W"]:
     """What a JPEG file of this quality loses: 8 x 8 cosine transform, 4:2:0 colour, the standard tables."""
-    views, _, height, width = x.shape
+    height, width = x.shape[-2:]
     scale = 50 / quality if quality < 50 else 2 - quality / 50
     to_ycc = x.new_tensor(_YCC_FROM_RGB)
     padded = torch.nn.functional.pad(x, (0, -width % 16, 0, -height % 16), mode="replicate")

@@ -4,7 +4,7 @@
                                       │
                                       └─► depth, normals, sky, object ids: one ray through each pixel centre
 
-Letters: V views, H W pixels, T tiles (groups of S x S neighbouring pixels of one view), R rays of a tile, N rays or points.
+Letters: V views, H W pixels, T tiles (groups of S x S neighbouring pixels of one view), R rays of a tile, N points.
 """
 
 from dataclasses import dataclass
@@ -268,7 +268,7 @@ def _spot_pattern(shape: tuple[int, int, int], device) -> Int64[Tensor, "V H W 1
 def _soften(openness: Tensor, object_ids: Tensor, t: Tensor) -> Float[Tensor, "V H W C"]:
     """Mean over the 3 x 3 neighbours on the same object at about the same depth."""
     total, weight = openness.clone(), torch.ones_like(t)
-    views, height, width, _ = openness.shape
+    _, height, width, _ = openness.shape
     for down in (-1, 0, 1):
         for right in (-1, 0, 1):
             if down == right == 0:
@@ -328,8 +328,8 @@ def _outlines(geometry: Geometry) -> Bool[Tensor, "V H W"]:
     """Pixels next to one of another object, or of another side of the same."""
     ids, normals = geometry.object_ids, geometry.normals
     edge = torch.zeros_like(geometry.sky)
-    for first, second in (((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
-                          ((slice(None), slice(None), slice(1, None)), (slice(None), slice(None), slice(None, -1)))):  # fmt: skip
+    every, later, earlier = slice(None), slice(1, None), slice(None, -1)
+    for first, second in (((every, later), (every, earlier)), ((every, every, later), (every, every, earlier))):
         step = (ids[first] != ids[second]) | ((normals[first] * normals[second]).sum(-1) < 0.5) & ~geometry.sky[first]
         edge[first] |= step
         edge[second] |= step
@@ -337,7 +337,7 @@ def _outlines(geometry: Geometry) -> Bool[Tensor, "V H W"]:
 
 
 def _pixels_in_groups(mask: Bool[Tensor, "V H W"], size: int) -> Int64[Tensor, "E S 3"]:
-    """(view, row, column) of the marked pixels, in groups of one view; the last of each view is filled by repetition."""
+    """(view, row, column) of the marked pixels in groups of one view; each view's last is filled by repetition."""
     groups = []
     for view, one in enumerate(mask):
         place = one.nonzero()

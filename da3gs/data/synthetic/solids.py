@@ -3,9 +3,9 @@
 A box is three slabs; a round (ellipsoid, dome, cylinder, tapered or pointed column) is one slab and one quadric. A ray
 meets a convex solid in one interval of its parameter; intersecting intervals is all there is to it.
 
-Rays travel in groups that share a narrow cone (a tile of pixels), so that each group is tested only against the solids whose
-bounding sphere reaches into its cone. On the CPU compiled loops do the work (solids_cpu.py); the tensor code below serves
-GPUs, and is what the loops are tested against.
+Rays travel in groups that share a narrow cone (a tile of pixels), so that each group is tested only against the solids
+whose bounding sphere reaches into its cone. On the CPU compiled loops do the work (solids_cpu.py); the tensor code
+below serves GPUs, and is what the loops are tested against.
 
 Letters: P solids, G groups, R rays of a group, K candidate solids of a group, N points.
 """
@@ -209,7 +209,7 @@ class Solids:
                 x, y, z = (local / half).unbind(1)
                 hx, hy, hz = half.unbind(1)
                 g, b, k = self.quadric[candidates][..., None].unbind(2)
-                # Level sets of r = sqrt(quadric + 1): distance (r - 1) / |grad r|, with grad r = (x, y, gz + b/2) / (h r).
+                # Level sets of r = sqrt(quadric + 1): distance (r - 1) / |grad r|, grad r = (x, y, gz + b/2) / (h r).
                 r = (x * x + y * y + (g * z + b) * z + (1 - k)).clamp_min(0).sqrt()
                 slope = ((x / hx).square() + (y / hy).square() + ((g * z + 0.5 * b) / hz).square()).sqrt()
                 distance = torch.maximum((r - 1) * r / slope.clamp_min(1e-6), (z.abs() - 1) * hz)
@@ -247,30 +247,32 @@ class Solids:
         rounds = (index >= self.boxes).nonzero().squeeze(-1)
         if len(rounds):
             at = index[rounds]
-            round_normal, round_uv = self._round_surface(at, local[rounds], scaled[rounds])
-            across = torch.cross(axes[rounds, 2], round_normal, dim=-1)
-            at_pole = across.norm(dim=-1, keepdim=True) < 1e-3
-            across = torch.where(at_pole, axes[rounds, 0], across)
-            across = torch.nn.functional.normalize(across, dim=-1)
-            normal[rounds], uv[rounds] = round_normal, round_uv
-            u_direction[rounds] = across
-            v_direction[rounds] = torch.cross(across, round_normal, dim=-1)
+            normal[rounds], u_direction[rounds], uv[rounds] = self._round_surface(at, local[rounds], scaled[rounds])
+            v_direction[rounds] = torch.cross(u_direction[rounds], normal[rounds], dim=-1)
         return torch.stack([u_direction, v_direction, normal], 1), uv
 
-    def _round_surface(self, at: Tensor, local: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor]:
-        """Normals and uv of rounds: u along the girth, v down; on the two flat ends plain coordinates."""
+    def _round_surface(self, at: Tensor, local: Tensor, scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Normals, directions of u, and uv of rounds: u around the axis, v down; near the poles seen from above."""
         x, y, z = scaled.unbind(-1)
         g, b, k = self.quadric[at].unbind(-1)
-        half, axes = self.half[at], self.axes[at]
-        off_quadric = (x * x + y * y + (g * z + b) * z - k).abs()
-        flat = (z.abs() - 1).abs() < off_quadric
+        half, to_world = self.half[at], self.axes[at].transpose(1, 2)
+        flat = (z.abs() - 1).abs() < (x * x + y * y + (g * z + b) * z - k).abs()
         gradient = torch.stack([x, y, g * z + 0.5 * b], -1) / half
         gradient = torch.where(flat[:, None], torch.sign(z)[:, None] * gradient.new_tensor([0.0, 0.0, 1.0]), gradient)
-        normal = torch.nn.functional.normalize((axes.transpose(1, 2) @ gradient[..., None]).squeeze(-1), dim=-1)
-        girth = torch.atan2(y, x) * half[:, :2].mean(-1)
-        uv = torch.where(flat[:, None], local[:, :2], torch.stack([girth, -local[:, 2]], -1))
-        return normal, uv
+        n = torch.nn.functional.normalize(gradient, dim=-1)
+        nx, ny, nz = n.unbind(-1)
+        above = (flat | ((g > 0) & (nz.abs() > POLAR)))[:, None]
+        around = torch.stack([-ny, nx, torch.zeros_like(nx)], -1)
+        along_x = torch.stack([1 - nx * nx, -nx * ny, -nx * nz], -1)
+        u = torch.nn.functional.normalize(torch.where(above, along_x, around), dim=-1)
+        unrolled = torch.stack([torch.atan2(y, x) * half[:, :2].mean(-1), -local[:, 2]], -1)
+        flattened = torch.stack([local[:, 0], torch.where(nz > 0, -local[:, 1], local[:, 1])], -1)
+        normal, u_direction = ((to_world @ vector[..., None]).squeeze(-1) for vector in (n, u))
+        return normal, u_direction, torch.where(above, flattened, unrolled)
 
+
+# Surfaces of ellipsoids and domes steeper than this (cosine to the axis) are textured as seen from above.
+POLAR = 0.75
 
 # Tests turn this off to run the tensor code on the CPU.
 LOOPS_ON_CPU = True

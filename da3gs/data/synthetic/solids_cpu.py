@@ -1,4 +1,4 @@
-"""The methods of `Solids` as compiled loops for the CPU: the same results as the tensor versions, about ten times faster.
+"""The methods of `Solids` as compiled loops for the CPU: the results of the tensor versions, about ten times faster.
 
 Arrays are C-contiguous float32 / int64. Letters: P solids, G groups, R rays of a group, N points.
 """
@@ -11,6 +11,8 @@ from da3gs.data.synthetic.compiling import loop
 
 _TINY = np.float32(1e-9)
 _INF = np.float32(np.inf)
+# As `solids.POLAR`.
+_POLAR = np.float32(0.75)
 
 
 @loop
@@ -240,19 +242,24 @@ def surface(index, points, boxes, center, axes, half, quadric, frames, uv):
         flat = abs(abs(sz) - np.float32(1.0)) < abs(sx * sx + sy * sy + (g * sz + b) * sz - k)
         if flat:
             nx, ny, nz = np.float32(0.0), np.float32(0.0), np.float32(1.0) if sz > 0 else np.float32(-1.0)
-            uv[n, 0], uv[n, 1] = lx, ly
         else:
             nx, ny, nz = sx / half[p, 0], sy / half[p, 1], (g * sz + np.float32(0.5) * b) / half[p, 2]
-            uv[n, 0] = math.atan2(sy, sx) * np.float32(0.5) * (half[p, 0] + half[p, 1])
-            uv[n, 1] = -lz
         length = max(math.sqrt(nx * nx + ny * ny + nz * nz), np.float32(1e-12))
         nx, ny, nz = nx / length, ny / length, nz / length
-        # The texture's u runs around the axis: axis x normal, in local coordinates (-ny, nx, 0).
-        girth = math.sqrt(nx * nx + ny * ny)
-        ux, uy = (-ny / girth, nx / girth) if girth >= np.float32(1e-3) else (np.float32(1.0), np.float32(0.0))
+        if flat or (g > np.float32(0.0) and abs(nz) > _POLAR):
+            # Seen from above: u runs along the local x axis as far as the surface allows.
+            ux, uy, uz = np.float32(1.0) - nx * nx, -nx * ny, -nx * nz
+            uv[n, 0], uv[n, 1] = lx, -ly if nz > 0 else ly
+        else:
+            # u runs around the axis: axis x normal, in local coordinates (-ny, nx, 0); v runs down.
+            ux, uy, uz = -ny, nx, np.float32(0.0)
+            uv[n, 0] = math.atan2(sy, sx) * np.float32(0.5) * (half[p, 0] + half[p, 1])
+            uv[n, 1] = -lz
+        length = max(math.sqrt(ux * ux + uy * uy + uz * uz), np.float32(1e-12))
+        ux, uy, uz = ux / length, uy / length, uz / length
         for i in range(3):
             frames[n, 2, i] = a[0, i] * nx + a[1, i] * ny + a[2, i] * nz
-            frames[n, 0, i] = a[0, i] * ux + a[1, i] * uy
+            frames[n, 0, i] = a[0, i] * ux + a[1, i] * uy + a[2, i] * uz
         u0, u1, u2 = frames[n, 0, 0], frames[n, 0, 1], frames[n, 0, 2]
         n0, n1, n2 = frames[n, 2, 0], frames[n, 2, 1], frames[n, 2, 2]
         frames[n, 1, 0] = u1 * n2 - u2 * n1

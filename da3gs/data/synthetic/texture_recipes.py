@@ -2,8 +2,8 @@
 
 Every recipe returns colour [S, S, 3] in [0, 1] (display values) and relief [S, S] in units of its own choosing, both
 periodic in both axes. What carries over from such pictures to photographs is their statistics: power-law spectra
-(Field 1987), occlusion edges at all scales (dead leaves; Lee, Mumford & Huang 2001; Baradad et al. 2021), and regular man-made
-structure.
+(Field 1987), occlusion edges at all scales (dead leaves; Lee, Mumford & Huang 2001; Baradad et al. 2021), and the
+regular structure of what people make.
 """
 
 import colorsys
@@ -215,8 +215,8 @@ def grid_cells(columns: int, rows: int, stagger: Real):
     return edge, row, column, fu, fv
 
 
-def brick(rng: Rng):
-    rows = int(rng.choice([12, 16, 20]))
+def brick(rng: Rng, rows: int | None = None):
+    rows = rows or int(rng.choice([12, 16, 20]))
     edge, row, column, _, _ = grid_cells(rows // 3, rows, 0.5)
     base = color(rng, (0.0, 0.08), (0.15, 0.65), (0.35, 0.75))
     tones = base * rng.uniform(0.7, 1.25, (rows, SIZE, 1)) + rng.normal(0, 0.02, (rows, SIZE, 3))
@@ -315,7 +315,7 @@ def text(rng: Rng):
                 x += height
             for _ in range(rng.integers(1, 4)):
                 ends = (rng.integers(0, 3, (2, 2)) / 2 * np.array([height * 0.55, height])).astype(int)
-                first, second = (tuple(int(v) for v in end + (x, y)) for end in ends)
+                first, second = (tuple(int(v) for v in end + np.array((x, y))) for end in ends)
                 cv2.line(canvas, first, second, ink.tolist(), max(1, height // 7), cv2.LINE_AA)
             x += int(height * 0.8)
         y += int(height * 1.6)
@@ -368,7 +368,7 @@ def facade(rng: Rng):
     """Storeys of windows in a wall."""
     columns, rows = int(rng.choice([3, 4, 5])), int(rng.choice([2, 3, 4]))
     _, row, column, fu, fv = grid_cells(columns, rows, 0)
-    wall, relief = brick(rng) if rng.random() < 0.4 else plaster(rng)
+    wall, relief = brick(rng, 60) if rng.random() < 0.4 else plaster(rng)
     wall = wall * color(rng, (0, 0.15), (0, 0.5), (0.7, 1.1))
     half_width, half_height = rng.uniform(0.18, 0.34), rng.uniform(0.22, 0.36)
     du, dv = np.abs(fu - 0.5) / half_width, np.abs(fv - 0.5) / half_height
