@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
     "view": Command("da3gs.cli.view", "ViewCommand", "Show a scene in the browser."),
     "convert": Command("da3gs.cli.convert", "ConvertCommand", "Convert a Gaussian file: format, frame, SH degree."),
     "info": Command("da3gs.cli.info", "InfoCommand", "Print what a Gaussian file holds."),
+    "train": Command("da3gs.cli.train", "TrainCommand", "Train from a configuration; every key of it is a flag."),
     "doctor": Command("da3gs.cli.doctor", "DoctorCommand", "Check this machine: what works, what to do about the rest."),
 }
 
