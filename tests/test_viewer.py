@@ -1,8 +1,11 @@
 """The viewer: what it sends is the scene, what it controls works, and a browser shows it."""
 
+import signal
 import socket
+import subprocess
 import sys
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -224,3 +227,28 @@ def test_browser_shows_the_splats(viewer, tmp_path):
         time.sleep(0.5)
         assert client.client_id in running.server.get_clients()
         assert "viser" in (page.evaluate("document.title") or "").lower()
+
+
+def test_command_serves_until_interrupted(tmp_path):
+    """`da3gs view FILE`: one line with the address, the page behind it, and Ctrl-C is a normal end."""
+    save_gaussians(ball(), tmp_path / "scene.ply")
+    port = free_port()
+    code = "import sys; from da3gs.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, "view", str(tmp_path), "--port", str(port), "--host", "127.0.0.1"],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        lines = iter(process.stdout.readline, "")
+        address = next(line for line in lines if "Ctrl-C" in line)
+        assert "400 Gaussians, 0 cameras at http://127.0.0.1:" in address
+        with urllib.request.urlopen(address.split(" at ")[1].split()[0]) as page:
+            assert b"<html" in page.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

@@ -277,9 +277,10 @@ def _unusable(paths: Sequence[Path], names: Sequence[str]) -> dict[int, str]:
 
 
 def _picked(good, choose, paths, progress: bool) -> tuple[list[int], dict[int, str]]:
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(disable=not progress, transient=True) as bar:
+    with Progress(console=Console(stderr=True), disable=not progress, transient=True) as bar:
         task = bar.add_task("Checking images", total=len(choose(good)))
         return pick_readable(good, choose, paths, lambda: bar.advance(task))
 
@@ -316,6 +317,7 @@ def _focal_hints(paths: Sequence[Path]) -> tuple[float | None, ...]:
 
 
 def _tracked(items: Sequence[int], description: str, progress: bool):
+    from rich.console import Console
     from rich.progress import track
 
-    return track(items, description=description, disable=not progress, transient=True)
+    return track(items, description=description, console=Console(stderr=True), disable=not progress, transient=True)

@@ -347,9 +347,10 @@ def _quiet(pycolmap: ModuleType) -> Iterator[None]:
 @contextmanager
 def _bars(shown: bool) -> Iterator[Callable[[str, int | None], Callable]]:
     """Yields bar(description, total) -> advance(count=1)."""
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(disable=not shown, transient=True) as progress:
+    with Progress(console=Console(stderr=True), disable=not shown, transient=True) as progress:
 
         def bar(description: str, total: int | None) -> Callable:
             task = progress.add_task(description, total=total)

@@ -286,9 +286,10 @@ class _Capture:
 
 class _progress_bar:
     def __init__(self, total: float, shown: bool):
+        from rich.console import Console
         from rich.progress import Progress
 
-        self.bar = Progress(disable=not shown, transient=True)
+        self.bar = Progress(console=Console(stderr=True), disable=not shown, transient=True)
         self.total = total if total > 0 else None
 
     def __enter__(self):
