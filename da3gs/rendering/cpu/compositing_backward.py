@@ -24,6 +24,7 @@ from da3gs.rendering.cpu.lanes import (
     select,
     splat,
     store,
+    take_ticket,
     total,
 )
 from da3gs.rendering.cpu.layout import (
@@ -109,9 +110,13 @@ def backward_compositor(channels: int):
         """Write gradient_sums [I, 6 + K] (see layout), one row per intersection."""
         tiles_x, tiles_y = (width + TILE - 1) // TILE, (height + TILE - 1) // TILE
         across, down = lane_pattern(BLOCK_WIDTH)
-        for worker in prange(workers):
+        tickets = np.zeros(1, np.int64)
+        for _ in prange(workers):
             state = np.empty(BLOCKS * planes * WIDTH, np.float32)
-            for tile in range(worker, tiles_x * tiles_y, workers):
+            while True:
+                tile = take_ticket(tickets)
+                if tile >= tiles_x * tiles_y:
+                    break
                 left, top = tile % tiles_x * TILE, tile // tiles_x * TILE
                 tile_width, tile_height = min(TILE, width - left), min(TILE, height - top)
                 start_tile(

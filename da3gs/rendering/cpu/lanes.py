@@ -174,6 +174,17 @@ def load_scalar(typing_context, array, offset):
 
 
 @intrinsic
+def take_ticket(typing_context, counter):
+    """counter[0], and add 1 to it, in one atomic step: workers that are done early take more of the work."""
+
+    def emit(context, builder, sig, args):
+        pointer = _address(context, builder, sig.args[0], args[0], ir.IntType(64)(0))
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(counter), emit
+
+
+@intrinsic
 def prefetch(typing_context, array, offset):
     """Start to bring the cache line of array[offset] near, for reading."""
 

@@ -7,7 +7,7 @@ import numpy as np
 from numba import prange
 
 from da3gs.rendering.cpu.compiling import device, kernel, serial_kernel
-from da3gs.rendering.cpu.lanes import WIDTH
+from da3gs.rendering.cpu.lanes import WIDTH, take_ticket
 
 DIGIT_BITS = 8
 DIGITS = 1 << DIGIT_BITS
@@ -69,10 +69,14 @@ def sort_tiles(entries, offsets, tiles, workers, members):
     longest = 1
     for tile in range(tiles):
         longest = max(longest, offsets[tile + 1] - offsets[tile])
-    for worker in prange(workers):
+    tickets = np.zeros(1, np.int64)
+    for _ in prange(workers):
         source, target = np.empty(longest, np.int64), np.empty(longest, np.int64)
         starts = np.empty(DIGITS, np.int64)
-        for tile in range(worker, tiles, workers):
+        while True:
+            tile = take_ticket(tickets)
+            if tile >= tiles:
+                break
             first, size = offsets[tile], offsets[tile + 1] - offsets[tile]
             if size == 0:
                 continue
