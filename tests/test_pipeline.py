@@ -18,6 +18,7 @@ from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.memory_plan import free_memory, plan_memory
 from da3gs.pipeline.sources import Source
 from da3gs.pipeline.stages import Stages
+from da3gs.pipeline.upsampling import joint_upsample
 from da3gs.rendering.trajectories import up_direction
 
 SMALL = ReconstructConfig(size_px=WIDTH)
@@ -310,6 +311,40 @@ def test_a_depth_camera_renders_as_well_as_the_prior_alone():
     assert covered.float().mean() > 0.93
 
 
+# ------------------------------------------------------------------------------------------------ larger splats
+
+
+def test_depth_of_a_small_network_is_brought_to_the_images():
+    """Cameras exact, depth along the edges of the images: better than the small map, at 4 times its pixels."""
+    truth = arc(3)
+    images, depth = see(truth)
+    config = ReconstructConfig(size_px=WIDTH // 2 // 14 * 14, splat_size_px=WIDTH)
+    scene = reconstruct(images, truth, OracleModel(truth, OWN_FRAME), config)
+    assert scene.cameras.size == (WIDTH, HEIGHT) and torch.allclose(scene.cameras.K, truth.K, rtol=1e-5)
+    error = (scene.depth / depth - 1).abs()
+    assert error.median() < 2e-3 and (error > 0.05).float().mean() < 0.03
+    assert any(choice["what"] == "size of the maps and splats" for choice in scene.report["choices"])
+    never_more = ReconstructConfig(size_px=56, splat_size_px=5000)
+    assert max(reconstruct(images, truth, OracleModel(truth, OWN_FRAME), never_more).cameras.size) == WIDTH
+    as_asked = ReconstructConfig(size_px=56)
+    assert max(reconstruct(images, truth, OracleModel(truth, OWN_FRAME), as_asked).cameras.size) == 56
+
+
+def test_upsampling_follows_the_picture_and_keeps_the_range():
+    small = torch.zeros(1, 3, 10, 10)
+    small[..., 5:] = 1
+    large = torch.zeros(1, 3, 40, 40)
+    large[..., 18:] = 1  # the edge lies half a small pixel beside the small image's
+    values = torch.where(small[:, 0] > 0.5, 3.0, 1.0)
+    found = joint_upsample(values, small, large)
+    assert found.min() >= 1 - 1e-6 and found.max() <= 3 + 1e-6
+    assert (found[0, :, :18] < 1.1).all() and (found[0, :, 18:] > 2.9).all()
+    ramp = torch.linspace(1, 2, 10).expand(1, 10, 10)
+    grey = torch.full((1, 3, 1, 1), 0.5)
+    smooth = joint_upsample(ramp, grey.expand(1, 3, 10, 10), grey.expand(1, 3, 40, 40))
+    assert (smooth.diff(dim=2)[..., 4:-4] > 0).all()
+
+
 # ------------------------------------------------------------------------------------------------ memory
 
 
@@ -345,14 +380,14 @@ def test_what_cannot_fit_is_refused_with_advice():
 
 
 def test_little_memory_lowers_the_run_and_says_so(monkeypatch, caplog):
-    from da3gs.pipeline import reconstruction
+    from da3gs.pipeline import fitting
 
-    monkeypatch.setattr(reconstruction, "free_memory", lambda device: 20_000_000)
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 20_000_000)
     truth = arc(5)
     images, _ = see(truth)
     model = OracleModel(truth[[0, 4]], OWN_FRAME)
     config = ReconstructConfig(size_px=WIDTH)
-    monkeypatch.setattr(reconstruction, "_BYTES_PER_PIXEL", 500)
+    monkeypatch.setattr(fitting, "_BYTES_PER_PIXEL", 500)
     scene = reconstruct(images, None, model, config)
     assert len(scene.cameras) == 2 == len(scene.report["views"])
     assert scene.report["views"] == ["view_000", "view_004"]

@@ -70,6 +70,10 @@ class ReconstructCommand:
     size: Annotated[int | None, arg(metavar="PX")] = None
     """Longest side of the processed images. Default: what suits the model."""
 
+    splat_size: Annotated[int | None, arg(metavar="PX")] = None
+    """Longest side of the images splats are placed from, where the network works on smaller ones. Default: 504 for
+    such models, or --size."""
+
     max_views: Annotated[int | None, arg(metavar="N")] = None
     """Use at most this many views, spread over the input."""
 
@@ -179,6 +183,7 @@ class ReconstructCommand:
 
         return ReconstructConfig(
             size_px=self.size,
+            splat_size_px=self.splat_size,
             depth=self.depth,
             camera_source=self.camera_source,
             check_poses=not self.no_pose_check,

@@ -24,22 +24,22 @@ from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
-from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, Views
+from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, Views, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.fitting import fitted, splat_size
 from da3gs.pipeline.frame import canonical_frame
-from da3gs.pipeline.memory_plan import WhenTight, free_memory, plan_memory
+from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_poses
 from da3gs.pipeline.report import Report, model_facts, pose_facts
 from da3gs.pipeline.sources import Source, depth_on, gather, thinned, views_without_network
 from da3gs.pipeline.stages import Stages
+from da3gs.pipeline.upsampling import joint_upsample
 from da3gs.rendering import RenderConfig
 
 DEFAULT_MODEL = "da3-tiny"
 AXES = "x right, y down, z forward (OpenCV)"
-# Peak of placing splats, filtering and rendering them, measured per pixel of the input on top of the network.
-_BYTES_PER_PIXEL = 1200
 # Share of pixels contradicted by other views from which on something is wrong beyond single pixels.
 _DISAGREEMENT = 0.2
 
@@ -51,6 +51,9 @@ class ReconstructConfig:
     Attributes:
         size_px: Longest (or shortest, by `method`) side of the processed images; lowered when memory is short. None:
             what suits the model, 504 without one.
+        splat_size_px: Longest side of the images that splats are placed from, where the network works on smaller ones
+            and has no Gaussian head: its depth is brought to their size along their edges. None: 504 for models that
+            work on less, or `size_px` if that is given; never more than the images have.
         method: How images come to the network's patch grid; see `da3gs.images.prepare_views`.
         depth: "network", or "given": the input's own depth maps (RGB-D). With given poses no network is needed then.
         camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
@@ -67,6 +70,7 @@ class ReconstructConfig:
     """
 
     size_px: int | None = None
+    splat_size_px: int | None = None
     method: ResizeMethod = "upper_bound_resize"
     depth: Literal["network", "given"] = "network"
     camera_source: Literal["head", "rays"] = "head"
@@ -222,8 +226,11 @@ def _predicted(
             model, device=config.device, gs_head=config.gs_head
         )  # fmt: skip
     report.content["model"] = model_facts(loaded, model)
-    source, size_px = _fitted(source, loaded, config, report)
     measured = config.depth == "given"
+    splat_size_px = None if measured else splat_size(source, loaded, config)
+    source, size_px = fitted(source, loaded, config, splat_size_px, report)
+    if size_px < (config.size_px or loaded.config.size_px):
+        splat_size_px = None  # memory is short
     with stages("running the network"):
         prediction = loaded.predict(
             source.images,
@@ -254,7 +261,7 @@ def _predicted(
             _check_given_poses(loaded, prediction, config, report)
     if measured:
         return _with_measured_depth(source, views, prediction, report)
-    return _Surface(
+    surface = _Surface(
         views,
         prediction.depth,
         prediction.cameras,
@@ -263,6 +270,31 @@ def _predicted(
         prediction.confidence,
         prediction.sky,
     )
+    if splat_size_px is None:
+        return surface
+    with stages("placing Gaussians"):
+        return _finer(source, surface, splat_size_px, report)
+
+
+def _finer(source: Source, surface: _Surface, size_px: int, report: Report) -> _Surface:
+    """The surface at the size of larger images."""
+    small = surface.views
+    large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
+    large = large.to(surface.depth.device)
+    width, height = large.size
+
+    def enlarged(values):
+        return joint_upsample(values, small.images, large.images)
+
+    # Inverse depth is linear on planes.
+    depth = 1 / enlarged(1 / surface.depth)
+    confidence = None if surface.confidence is None else enlarged(surface.confidence)
+    cameras = surface.cameras.scaled(width=width, height=height)
+    splats = gaussians_from_raw(None, depth, cameras, images=large.images, confidence=confidence)
+    why = f"the network's {small.size[0]}x{small.size[1]} px depth was brought to larger images along their edges"
+    report.chose("size of the maps and splats", [width, height], why)
+    sky = None if surface.sky is None else enlarged(surface.sky)
+    return _Surface(large, depth, cameras, splats, surface.unit, confidence, sky)
 
 
 def _with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> _Surface:
@@ -304,32 +336,6 @@ def _check_left(records: list[FilterRecord], report: Report) -> None:
             f"the views contradict each other in {share:.0%} of the pixels left, which were dropped: depth and "
             "cameras do not fit together (a weak model, wrong cameras, or a scene that moved)"
         )
-
-
-def _fitted(source: Source, model: DA3Model, config: ReconstructConfig, report: Report) -> tuple[Source, int]:
-    """Views and size that fit into the memory that is free."""
-    width, height = source.first_size()
-    aspect = min(width, height) / max(width, height)
-    asked = config.size_px or model.config.size_px
-    longest = asked if config.method.startswith("upper") else round(asked / aspect)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
-    free = free_memory(model.device)
-    plan = plan_memory(
-        lambda v, h, w: model.estimate_memory(v, h, w) + v * h * w * _BYTES_PER_PIXEL,
-        views=len(source),
-        size_px=longest,
-        aspect=aspect,
-        # The estimate counts the weights, which are in memory by now.
-        free_bytes=None if free is None else free + weights,
-        when_tight=config.when_memory_tight,
-    )
-    report.content["memory"] = {"estimate_bytes": plan.estimate_bytes, "free_bytes": plan.free_bytes}
-    if plan.changed is None:
-        return source, asked
-    report.chose("size_px and views", [plan.size_px, plan.views], plan.changed)
-    report.warn(plan.changed, logged=True)
-    size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
-    return thinned(source, plan.views), size_px
 
 
 def _check_given_poses(model: DA3Model, prediction: ScenePrediction, config: ReconstructConfig, report: Report) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from da3gs.data.input_views import InputViews
+from da3gs.data.photo_files import upright_size
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import ImageLike, Views, image_size, load_image, tensor_from_uint8, uint8_from_tensor
@@ -67,16 +68,16 @@ class Source:
     def posed(self) -> bool:
         return self.cameras is not None and self.cameras.cam_from_world is not None
 
-    def first_size(self) -> tuple[int, int]:
-        """(width, height) in pixels of the first picture, without decoding it if it is a file."""
-        first = self.images[0]
-        if isinstance(first, str | os.PathLike):
-            return image_size(first)
-        if isinstance(first, Tensor):
-            return first.shape[-1], first.shape[-2]
-        if isinstance(first, np.ndarray):
-            return first.shape[1], first.shape[0]
-        return first.size
+    def size(self, view: int) -> tuple[int, int]:
+        """(width, height) in pixels of a picture, without decoding it if it is a file."""
+        image = self.images[view]
+        if isinstance(image, str | os.PathLike):
+            return upright_size(Path(image)) if self.upright else image_size(image)
+        if isinstance(image, Tensor):
+            return image.shape[-1], image.shape[-2]
+        if isinstance(image, np.ndarray):
+            return image.shape[1], image.shape[0]
+        return image.size
 
 
 def gather(
@@ -98,7 +99,7 @@ def gather(
     """
     if isinstance(images, str | os.PathLike):
         return _from_path(Path(images), cameras, depth, max_views, load_depth and depth is None)
-    pictures = list(images)
+    pictures: list = list(images)  # type: ignore[arg-type]  # a lone picture is no sequence of them
     if not pictures:
         raise InputError("no images given; at least one is needed")
     if names is None:
@@ -153,7 +154,7 @@ def views_without_network(source: Source, size_px: int) -> Views:
     """
     import cv2
 
-    width, height = source.first_size()
+    width, height = source.size(0)
     factor = min(1.0, size_px / max(width, height))
     target = max(1, round(width * factor)), max(1, round(height * factor))
     stacked = torch.empty(len(source), 3, target[1], target[0])

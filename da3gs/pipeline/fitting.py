@@ -1,0 +1,55 @@
+"""How large and how many: sizes and views of a run, by model, input and free memory."""
+
+from typing import TYPE_CHECKING
+
+from da3gs.images import DEFAULT_SIZE_PX
+from da3gs.model.da3_model import DA3Model
+from da3gs.pipeline.memory_plan import free_memory, plan_memory
+from da3gs.pipeline.report import Report
+from da3gs.pipeline.sources import Source, thinned
+
+if TYPE_CHECKING:
+    from da3gs.pipeline.reconstruction import ReconstructConfig
+
+# Peak of placing splats, filtering and rendering them, measured per pixel of the input on top of the network.
+_BYTES_PER_PIXEL = 1200
+
+
+def splat_size(source: Source, model: DA3Model, config: "ReconstructConfig") -> int | None:
+    """Longest side of the images to place splats from, if that is more than the network works on."""
+    asked = config.splat_size_px or config.size_px or DEFAULT_SIZE_PX
+    sizes = {source.size(view) for view in range(len(source))}
+    # Images of several sizes are cropped to what they share, and other resizing modes crop too.
+    if model.network.gs_head is not None or len(sizes) > 1 or config.method != "upper_bound_resize":
+        return None
+    wanted = min(asked, max(next(iter(sizes))))
+    return wanted if wanted > (config.size_px or model.config.size_px) else None
+
+
+def fitted(
+    source: Source, model: DA3Model, config: "ReconstructConfig", splat_size_px: int | None, report: Report
+) -> tuple[Source, int]:
+    """Views and size that fit into the memory that is free."""
+    width, height = source.size(0)
+    aspect = min(width, height) / max(width, height)
+    asked = config.size_px or model.config.size_px
+    longest = asked if config.method.startswith("upper") else round(asked / aspect)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
+    free = free_memory(model.device)
+    area = 1.0 if splat_size_px is None else (splat_size_px / longest) ** 2
+    plan = plan_memory(
+        lambda v, h, w: model.estimate_memory(v, h, w) + round(v * h * w * area) * _BYTES_PER_PIXEL,
+        views=len(source),
+        size_px=longest,
+        aspect=aspect,
+        # The estimate counts the weights, which are in memory by now.
+        free_bytes=None if free is None else free + weights,
+        when_tight=config.when_memory_tight,
+    )
+    report.content["memory"] = {"estimate_bytes": plan.estimate_bytes, "free_bytes": plan.free_bytes}
+    if plan.changed is None:
+        return source, asked
+    report.chose("size_px and views", [plan.size_px, plan.views], plan.changed)
+    report.warn(plan.changed, logged=True)
+    size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
+    return thinned(source, plan.views), size_px
