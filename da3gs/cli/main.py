@@ -37,7 +37,9 @@ COMMANDS: dict[str, Command] = {
     "convert": Command("da3gs.cli.convert", "ConvertCommand", "Convert a Gaussian file: format, frame, SH degree."),
     "info": Command("da3gs.cli.info", "InfoCommand", "Print what a Gaussian file holds."),
     "train": Command("da3gs.cli.train", "TrainCommand", "Train from a configuration; every key of it is a flag."),
-    "doctor": Command("da3gs.cli.doctor", "DoctorCommand", "Check this machine: what works, what to do about the rest."),
+    "doctor": Command(
+        "da3gs.cli.doctor", "DoctorCommand", "Check this machine: what works, what to do about the rest."
+    ),
 }
 
 GLOBAL_OPTIONS = """Every command also takes:
@@ -106,14 +108,13 @@ def _run(name: str, command: Command, arguments: list[str], *, debug: bool, quie
     command_class = getattr(_import_command(name, command.module), command.class_name)
     # tyro would drop the "Examples:" section of the docstring; the whole of it is the help text.
     description = f"{inspect.cleandoc(command_class.__doc__ or command.summary)}\n\n{GLOBAL_OPTIONS}"
+    options = {"prog": f"da3gs {name}", "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
     try:
-        parsed = tyro.cli(
-            command_class,
-            prog=f"da3gs {name}",
-            description=description,
-            args=arguments,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        # A command whose flags come from somewhere else than its fields brings a parser of its own.
+        if hasattr(command_class, "parse"):
+            parsed = command_class.parse(arguments, **options)
+        else:
+            parsed = tyro.cli(command_class, args=arguments, **options)
     except SystemExit as exit_request:  # tyro has printed the help (0) or what is wrong with the arguments (2)
         return exit_request.code if isinstance(exit_request.code, int) else EXIT_BAD_INPUT
     set_up_logging(quiet=quiet, debug=debug)
