@@ -58,8 +58,7 @@ def test_one_box_from_all_sides():
     solids = scene.solids
     generator = torch.Generator().manual_seed(1)
     origins = torch.randn(500, 3, generator=generator) * 6
-    directions = torch.nn.functional.normalize(torch.randn(500, 3, 4, generator=generator), dim=1) * 2
-    t, _ = solids.nearest(origins[..., None], directions)
+    directions = torch.randn(500, 3, 4, generator=generator) - origins[..., None]
     d, o = directions.transpose(1, 2).double(), origins[:, None].double()
     axes, center, half = solids.axes.double(), solids.center.double(), solids.half.double()
     best = torch.full((500, 4), torch.inf, dtype=torch.float64)
@@ -76,4 +75,4 @@ def test_one_box_from_all_sides():
     same = (t.double() - best).abs() < 1e-4 * best
     same |= t.isinf() & best.isinf()
     assert same.float().mean() > 0.999
-    assert best.isfinite().float().mean() > 0.02
+    assert best.isfinite().float().mean() > 0.1

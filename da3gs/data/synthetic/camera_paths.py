@@ -34,8 +34,8 @@ def sample_cameras(
     height: int,
     *,
     motion: str = "any",
-    min_covisibility: float | None = None,
-    fov_deg: tuple[float, float] | None = None,
+    min_covisibility: float | int | None = None,
+    fov_deg: tuple[float | int, float | int] | None = None,
 ) -> Cameras:
     """Cameras that look at one part of the scene from places about as far apart as the surfaces are away.
 

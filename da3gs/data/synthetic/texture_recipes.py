@@ -61,12 +61,12 @@ def unit(field: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(0.8 * field)
 
 
-def draw_wrapped(canvas: np.ndarray, x: Real, y: Real, reach: Real, draw: Callable[[float, float], None]) -> None:
-    """Call draw(x, y) at every wrapped copy that touches the tile, so that shapes continue across its border."""
-    for dx in (-SIZE, 0, SIZE):
-        for dy in (-SIZE, 0, SIZE):
-            if -reach < x + dx < SIZE + reach and -reach < y + dy < SIZE + reach:
-                draw(x + dx, y + dy)
+def wrapped(x: Real, y: Real, reach: Real) -> list[tuple[Real, Real]]:
+    """The copies of a place, one tile apart, from which a shape of this reach touches the tile: for drawing across its
+    border."""
+    columns = [x + shift for shift in (-SIZE, 0, SIZE) if -reach < x + shift < SIZE + reach]
+    rows = [y + shift for shift in (-SIZE, 0, SIZE) if -reach < y + shift < SIZE + reach]
+    return [(column, row) for column in columns for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------------- organic
@@ -88,19 +88,16 @@ def leaves(rng: Rng, palette: np.ndarray | None = None, radii: tuple[Real, Real]
         angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
         aspect, turn = rng.uniform(0.4, 1.0), rng.uniform(0, 360)
 
-        def leaf(x, y, radius=radius, tint=tint, height=height, angles=angles, aspect=aspect, turn=turn):
+        for x, y in wrapped(*rng.uniform(0, SIZE, 2), radius):
             if polygonal:
-                corner = (
-                    np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], -1).round().astype(np.int32)
-                )
+                corner = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], -1)
+                corner = corner.round().astype(np.int32)
                 cv2.fillPoly(canvas, [corner], tint.tolist(), cv2.LINE_AA)
                 cv2.fillPoly(relief, [corner], height, cv2.LINE_AA)
             else:
                 axes = (max(1, int(radius)), max(1, int(radius * aspect)))
                 cv2.ellipse(canvas, (int(x), int(y)), axes, turn, 0, 360, tint.tolist(), -1, cv2.LINE_AA)
                 cv2.ellipse(relief, (int(x), int(y)), axes, turn, 0, 360, height, -1, cv2.LINE_AA)
-
-        draw_wrapped(canvas, *rng.uniform(0, SIZE, 2), radius, leaf)
     return shaded(canvas, noise(rng, 1.2), rng.uniform(0.03, 0.12)), 0.6 * relief + 0.1 * noise(rng, 1.5)
 
 
@@ -128,12 +125,10 @@ def grass(rng: Rng):
         tip = (np.cos(angle) * length, np.sin(angle) * length)
         height = float(rng.random())
 
-        def blade(x, y, tip=tip, tone=tone, height=height):
-            ends = (int(x), int(y)), (int(x + tip[0]), int(y + tip[1]))
+        for column, row in wrapped(x, y, 14):
+            ends = (int(column), int(row)), (int(column + tip[0]), int(row + tip[1]))
             cv2.line(canvas, *ends, tone.tolist(), 1, cv2.LINE_AA)
             cv2.line(depth, *ends, height, 1, cv2.LINE_AA)
-
-        draw_wrapped(canvas, x, y, 14, blade)
     return canvas, 1.5 * depth
 
 
