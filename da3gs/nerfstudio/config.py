@@ -145,12 +145,12 @@ da3gs_splat_method = MethodSpecification(
         mixed_precision=False,
         pipeline=FeedForwardPipelineConfig(model=SplatModelConfig()),
         optimizers={
-            "means": _group(1.6e-4, 1.6e-6, SPLAT_STEPS),  # in units of the scene's size, see SplatModel
-            "features_dc": _group(2.5e-3, 2.5e-4, SPLAT_STEPS),
-            "features_rest": _group(2.5e-3 / 20, 2.5e-4 / 20, SPLAT_STEPS),
-            "opacities": _group(2.5e-2, 2.5e-3, SPLAT_STEPS),
-            "scales": _group(5e-3, 5e-4, SPLAT_STEPS),
-            "quats": _group(1e-3, 1e-4, SPLAT_STEPS),
+            "means": _group(3.2e-4, 3.2e-6, SPLAT_STEPS),  # in units of the scene's size, see SplatModel
+            "features_dc": _group(5e-3, 5e-4, SPLAT_STEPS),
+            "features_rest": _group(2.5e-4, 2.5e-5, SPLAT_STEPS),
+            "opacities": _group(5e-2, 5e-3, SPLAT_STEPS),
+            "scales": _group(1e-2, 1e-3, SPLAT_STEPS),
+            "quats": _group(2e-3, 2e-4, SPLAT_STEPS),
         },
         viewer=ViewerConfig(num_rays_per_chunk=1 << 15),
         vis="viewer+tensorboard",

@@ -1,6 +1,6 @@
 """The feed-forward start: context views of the training set in, Gaussians in nerfstudio's frame out.
 
-    training cameras ─► a few context views ─► network ─► one Gaussian per pixel ─► filters, budget ─► selection
+    training cameras ─► a few context views ─► network ─► one Gaussian per pixel ─► masks, budget ─► selection
 
 Letters: V context views, H W pixels of the processed images, N selected Gaussians.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from da3gs.data.view_choice import evenly_spread, farthest_views
 from da3gs.errors import InputError
-from da3gs.fusion import filter_pixels, keep_budget
+from da3gs.fusion import FilterConfig, filter_pixels, keep_budget
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
@@ -27,6 +27,9 @@ from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pix
 from da3gs.rendering import RenderConfig
 
 logger = logging.getLogger(__name__)
+
+# Training moves a misplaced Gaussian, but nothing ever fills a hole: only what cannot be rendered is dropped.
+FILTERS = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +101,7 @@ def read_context(datamanager: Any, *, count: int, strategy: Literal["farthest", 
 def feed_forward(
     model: DA3Model, context: ContextViews, *, size_px: int, max_gaussians: int | None, sh_degree: int
 ) -> FeedForward:
-    """Run the network once and keep the Gaussians that deserve it.
+    """Run the network once and keep the Gaussians that can be rendered, within masks and budget.
 
     Raises:
         InputError: Nothing is left, or the model places no Gaussians.
@@ -110,8 +113,7 @@ def feed_forward(
         prediction.gaussians,
         prediction.depth,
         prediction.cameras,
-        confidence=prediction.confidence,
-        sky=prediction.sky,
+        config=FILTERS,
     )
     keep &= _processed_masks(context.valid, prediction.views).to(keep.device).flatten()
     selection = keep.nonzero()[:, 0]

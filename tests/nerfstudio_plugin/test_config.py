@@ -1,6 +1,7 @@
 """What every ns-command of every user runs into: discovery of the methods must be light, and must never fail."""
 
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -112,6 +113,6 @@ def test_help_shows_our_flags_and_no_others():
 
     command = Path(sys.executable).with_name("ns-train")
     done = subprocess.run([command, "da3gs-splat", "--help"], capture_output=True, text=True)
-    flags = {word for word in done.stdout.split() if word.startswith("--pipeline.model.")}
+    flags = set(re.findall(r"^\W*(--pipeline\.model\.\S+)", done.stdout, re.MULTILINE))
     assert flags == {f"--pipeline.model.{name}" for name in OURS}
     assert "optimises the Gaussians themselves" in done.stdout
