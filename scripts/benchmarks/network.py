@@ -195,15 +195,13 @@ def compare(preset: str, rounds: int, official: Worker, ours: Worker) -> list[di
     return rows
 
 
-def sweep(preset: str, views: tuple[int, ...], ours: Worker) -> list[dict]:
-    """Our cost over the number of views, rays included, warmed up."""
-    rows = []
+def sweep(preset: str, views: tuple[int, ...], ours: Worker):
+    """Rows of our cost over the number of views, rays included, warmed up."""
     for count in views:
         if count < 16:  # long runs need no warm-up
             ours.ask(preset=preset, views=count, rays=True)
         answer = ours.ask(preset=preset, views=count, rays=True)
-        rows.append({"preset": preset, "views": count} | {k: answer[k] for k in ("cpu_s", "wall_s", "extra_bytes")})
-    return rows
+        yield {"preset": preset, "views": count} | {k: answer[k] for k in ("cpu_s", "wall_s", "extra_bytes")}
 
 
 def markdown(report: dict) -> str:
@@ -213,7 +211,8 @@ def markdown(report: dict) -> str:
         f"{report['date']}, {report['machine']}, {report['threads']} threads, torch {report['torch']}, float32, "
         f"{VIEWS} views of {IMAGE[0]} x {IMAGE[1]}, same synthetic weights, {report['rounds']} interleaved rounds "
         "(medians). Official: PyPI depth-anything-3 "
-        f"{report['official_version']}, which always computes its ray branch.",
+        f"{report['official_version']}, which always computes its ray branch. Threads wait passively, so CPU seconds hold on a busy machine; wall "
+        "seconds do not.",
         "",
         "| preset | network | CPU s (min) | wall s | extra peak MiB | speedup | memory ratio | depth difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -257,32 +256,38 @@ def main() -> None:
     if options.worker:
         work(options.worker, options.threads)
         return
-    ours = Worker(sys.executable, "ours", options.threads)
-    comparison, version = [], "not measured"
-    if options.official_python:
-        ask = "import importlib.metadata as m; print(m.version('depth-anything-3'))"
-        asked = subprocess.run([options.official_python, "-c", ask], capture_output=True, text=True, check=True)
-        version = asked.stdout
-        official = Worker(options.official_python, "official", options.threads)
-        for preset in options.presets:
-            comparison += compare(preset, options.rounds, official, ours)
-        official.close()
     report = {
         "date": time.strftime("%Y-%m-%d"),
         "machine": processor(),
         "threads": options.threads,
         "rounds": options.rounds,
-        "official_version": version.strip(),
-        "comparison": comparison,
-        "sweep": [row for preset in options.presets for row in sweep(preset, tuple(options.views), ours)],
+        "official_version": "not measured",
+        "comparison": [],
+        "sweep": [],
     }
-    report["torch"] = ours.ask(preset=options.presets[-1], views=1, rays=False)["torch"]
+
+    def save() -> None:  # after every stage: long runs on shared machines get interrupted
+        if options.out:
+            (options.out / "network.md").write_text(markdown(report))
+            (options.out / "network.json").write_text(json.dumps(report, indent=1) + "\n")
+
+    ours = Worker(sys.executable, "ours", options.threads)
+    report["torch"] = ours.ask(preset=options.presets[0], views=1, rays=False)["torch"]
+    if options.official_python:
+        ask = "import importlib.metadata as m; print(m.version('depth-anything-3'))"
+        asked = subprocess.run([options.official_python, "-c", ask], capture_output=True, text=True, check=True)
+        report["official_version"] = asked.stdout.strip()
+        official = Worker(options.official_python, "official", options.threads)
+        for preset in options.presets:
+            report["comparison"] += compare(preset, options.rounds, official, ours)
+            save()
+        official.close()
+    for preset in options.presets:
+        for row in sweep(preset, tuple(options.views), ours):
+            report["sweep"].append(row)
+            save()
     ours.close()
-    text = markdown(report)
-    sys.stdout.write(text)
-    if options.out:
-        (options.out / "network.md").write_text(text)
-        (options.out / "network.json").write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(markdown(report))
 
 
 if __name__ == "__main__":
