@@ -98,7 +98,13 @@ def render(
     if not cameras.same_size:
         if isinstance(background, Tensor) and background.ndim > 1:
             raise InputError("views differ in size, so a background per view must be given as a function of the view")
-        return [render(gaussians, cameras[view], config, background=background) for view in range(len(cameras))]
+        return [_render_one_size(gaussians, cameras[view], config, background) for view in range(len(cameras))]
+    return _render_one_size(gaussians, cameras, config, background)
+
+
+def _render_one_size(
+    gaussians: Gaussians, cameras: Cameras, config: RenderConfig, background: Background | None
+) -> RenderOutput:
     if config.sh_degree is not None and config.sh_degree < gaussians.sh_degree:
         gaussians = gaussians.with_sh_degree(config.sh_degree)
     image, alpha = _rasterize(gaussians, gaussians.sh, cameras, config)

@@ -15,12 +15,14 @@ from da3gs.rendering.cpu.lanes import (
     first_lanes,
     floor,
     gather,
+    load_scalar,
     maximum,
     minimum,
     scatter,
     select,
     splat,
     sqrt,
+    store,
 )
 from da3gs.rendering.cpu.layout import (
     CENTER_X,
@@ -99,6 +101,7 @@ def _project_share(
 ):  # fmt: skip
     """One worker's part of the Gaussians, a vector of them at a time."""
     basis = np.empty(harmonics.MAX_COEFFICIENTS * WIDTH, np.float32)
+    fields = np.zeros(RECORD * WIDTH, np.float32)
     first, end = share(opacities.size, worker, workers)
     for i in range(first, end, WIDTH):
         lanes = min(end - i, WIDTH)
@@ -130,11 +133,18 @@ def _project_share(
         tile = f32(TILE)
         box = floor(first_x / tile), floor(first_y / tile), floor(last_x / tile), floor(last_y / tile)
         _write_box(tile_boxes, i, box, seen)
-        _count_tiles(tile_boxes, i, lanes, tile_counts, counts_from, tiles_x)
-
         scatter(depths, i, 1, z, seen)
-        _write_record(records, i, center_x, center_y, shape, opacity, extent_x, extent_y, box, seen)
-        _write_channels(records, i, lanes, colors, sh_count, opacities.size, camera, world, z, with_depth, basis, seen)
+
+        _fill_ellipse(fields, center_x, center_y, shape, opacity, extent_x, extent_y, box)
+        _fill_channels(fields, i, lanes, colors, sh_count, opacities.size, camera, world, z, with_depth, basis)
+        for lane in range(lanes):
+            x0, y0, x1, y1 = box_of(tile_boxes, i + lane)
+            if x0 <= x1:
+                for field in range(RECORD):
+                    records[RECORD * (i + lane) + field] = load_scalar(fields, field * WIDTH + lane)
+                for tile_y in range(y0, y1 + 1):
+                    for tile_x in range(x0, x1 + 1):
+                        tile_counts[counts_from + tile_y * tiles_x + tile_x] += 1
 
 
 @device
@@ -146,33 +156,23 @@ def _write_box(tile_boxes, i, box, seen):
 
 
 @device
-def _count_tiles(tile_boxes, i, lanes, tile_counts, counts_from, tiles_x):
-    for lane in range(lanes):
-        x0, y0, x1, y1 = box_of(tile_boxes, i + lane)
-        if x0 <= x1:
-            for tile_y in range(y0, y1 + 1):
-                for tile_x in range(x0, x1 + 1):
-                    tile_counts[counts_from + tile_y * tiles_x + tile_x] += 1
+def _fill_ellipse(fields, center_x, center_y, shape, opacity, extent_x, extent_y, box):
+    """Fields of the record, a vector each."""
+    store(fields, MEAN_X * WIDTH, center_x)
+    store(fields, MEAN_Y * WIDTH, center_y)
+    store(fields, QUADRATIC_X * WIDTH, -HALF_LOG2_E * (shape.c / shape.determinant))
+    store(fields, SHEAR * WIDTH, -shape.b / shape.c)
+    store(fields, QUADRATIC_Y * WIDTH, -HALF_LOG2_E / shape.c)
+    store(fields, OPACITY * WIDTH, opacity)
+    store(fields, EXTENT_X * WIDTH, extent_x)
+    store(fields, EXTENT_Y * WIDTH, extent_y)
+    store(fields, FIRST_TILE_X * WIDTH, box[0])
+    store(fields, FIRST_TILE_Y * WIDTH, box[1])
+    store(fields, TILES_ACROSS * WIDTH, box[2] - box[0] + ONE)
 
 
 @device
-def _write_record(records, i, center_x, center_y, shape, opacity, extent_x, extent_y, box, seen):
-    r = RECORD * i
-    scatter(records, r + MEAN_X, RECORD, center_x, seen)
-    scatter(records, r + MEAN_Y, RECORD, center_y, seen)
-    scatter(records, r + QUADRATIC_X, RECORD, -HALF_LOG2_E * (shape.c / shape.determinant), seen)
-    scatter(records, r + SHEAR, RECORD, -shape.b / shape.c, seen)
-    scatter(records, r + QUADRATIC_Y, RECORD, -HALF_LOG2_E / shape.c, seen)
-    scatter(records, r + OPACITY, RECORD, opacity, seen)
-    scatter(records, r + EXTENT_X, RECORD, extent_x, seen)
-    scatter(records, r + EXTENT_Y, RECORD, extent_y, seen)
-    scatter(records, r + FIRST_TILE_X, RECORD, box[0], seen)
-    scatter(records, r + FIRST_TILE_Y, RECORD, box[1], seen)
-    scatter(records, r + TILES_ACROSS, RECORD, box[2] - box[0] + ONE, seen)
-
-
-@device
-def _write_channels(records, i, lanes, colors, sh_count, count, camera, world, z, with_depth, basis, seen):
+def _fill_channels(fields, i, lanes, colors, sh_count, count, camera, world, z, with_depth, basis):
     """Colours max(0, SH + 1/2) at the viewing direction, or the plain channels; then z-depth."""
     stride = colors.size // count
     channels = 3 if sh_count > 0 else stride
@@ -185,6 +185,6 @@ def _write_channels(records, i, lanes, colors, sh_count, count, camera, world, z
             color = maximum(color + HALF, ZERO)
         else:
             color = gather(colors, stride * i + channel, stride, lanes)
-        scatter(records, RECORD * i + CHANNEL + channel, RECORD, color, seen)
+        store(fields, (CHANNEL + channel) * WIDTH, color)
     if with_depth:
-        scatter(records, RECORD * i + CHANNEL + channels, RECORD, z, seen)
+        store(fields, (CHANNEL + channels) * WIDTH, z)
