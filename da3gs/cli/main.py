@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from da3gs import __version__
 from da3gs.errors import Da3gsError, InputError, MissingDependencyError
@@ -108,7 +109,11 @@ def _run(name: str, command: Command, arguments: list[str], *, debug: bool, quie
     command_class = getattr(_import_command(name, command.module), command.class_name)
     # tyro would drop the "Examples:" section of the docstring; the whole of it is the help text.
     description = f"{inspect.cleandoc(command_class.__doc__ or command.summary)}\n\n{GLOBAL_OPTIONS}"
-    options = {"prog": f"da3gs {name}", "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
+    options: dict[str, Any] = {
+        "prog": f"da3gs {name}",
+        "description": description,
+        "config": (tyro.conf.FlagCreatePairsOff,),
+    }
     try:
         # A command whose flags come from somewhere else than its fields brings a parser of its own.
         if hasattr(command_class, "parse"):

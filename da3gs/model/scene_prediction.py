@@ -1,7 +1,7 @@
 """What `DA3Model.predict` returns: everything about one scene in one frame and one scale."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,11 @@ from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
 
 Unit = Literal["arbitrary", "given", "metres"]
+# Lists of [H, W] come only out of `at_original_size`, for inputs of several sizes.
+if TYPE_CHECKING:
+    Maps = Tensor
+else:
+    Maps = Float[Tensor, "V H W"] | list[Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +42,12 @@ class ScenePrediction:
         resized: Whether the maps are at the size of the originals (`at_original_size`).
     """
 
-    depth: Float[Tensor, "V H W"] | list[Tensor]
-    confidence: Float[Tensor, "V H W"] | list[Tensor] | None
+    depth: Maps
+    confidence: Maps | None
     cameras: Cameras | None
     rays: Float[Tensor, "V h w 6"] | None
     ray_confidence: Float[Tensor, "V h w"] | None
-    sky: Float[Tensor, "V H W"] | list[Tensor] | None
+    sky: Maps | None
     gaussians: Gaussians | None
     unit: Unit
     views: Views
