@@ -36,7 +36,7 @@ class Reporter:
         if self.progress.console.is_terminal:
             self.progress.start()
 
-    def step(self, step: int, facts: dict[str, float], pictures: int, seconds: float) -> None:
+    def step(self, step: int, facts: dict[str, float | int], pictures: int, seconds: float) -> None:
         self.pictures, self.seconds = self.pictures + pictures, self.seconds + seconds
         speed = self.pictures / max(self.seconds, 1e-9)
         self.progress.update(self.bar, completed=step, speed=f"{speed:.1f} images/s", loss=f"loss {facts['loss']:.4f}")
@@ -77,7 +77,7 @@ class Reporter:
         if self.board is not None:
             self.board.close()
 
-    def _line(self, facts: dict[str, float]) -> None:
+    def _line(self, facts: dict[str, float | int]) -> None:
         self.lines.write(json.dumps(facts) + "\n")
         self.lines.flush()
 

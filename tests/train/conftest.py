@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from train.rooms import fill_cache
 
 from da3gs.config import load_config
 from da3gs.model.checkpoints import save_checkpoint
@@ -35,13 +36,11 @@ def small_network(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def scene_cache(tmp_path_factory):
-    """Rendered scenes of the smoke run, so that neither its tests nor their child processes render again."""
+    """Scenes of the smoke run as closed-form rooms, so that neither tests nor their child processes render."""
     folder = tmp_path_factory.mktemp("scenes")
     task = load_config(TrainConfig, "smoke_cpu").task
     for data in (task.data, task.evaluation_data):
-        source = replace(data, cache=folder).open()
-        for scene in range(data.scenes):
-            source.load(scene)
+        fill_cache(replace(data, cache=folder))
     return folder
 
 
@@ -71,9 +70,13 @@ def gs_task(small_network, scene_cache):
 
     data = SyntheticData(scenes=2, views=4, sizes=((56, 42),), edge_samples=0, difficulty=(0.1, 0.2), cache=scene_cache)
 
+    evaluation = replace(data, first_seed=3_000_000)
+    fill_cache(data)
+    fill_cache(evaluation)
+
     def build(**changes) -> GSHeadTask:
         task = GSHeadTask(
-            model=str(small_network), data=data, evaluation_data=replace(data, first_seed=3_000_000),
+            model=str(small_network), data=data, evaluation_data=evaluation,
             losses=GSHeadLosses(lpips=0.0), given_poses=1.0, evaluation_scenes=1,
         )  # fmt: skip
         return replace(task, **changes)

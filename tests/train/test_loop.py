@@ -36,7 +36,16 @@ def start(config: TrainConfig, how: str, *flags: str) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", RUN, str(path), how, *flags], env=environment)
 
 
-def test_smoke_run_lowers_its_loss_and_leaves_everything_behind(smoke):
+def test_shipped_smoke_run_lowers_its_loss(tmp_path):
+    """As a user runs it: da3-tiny on scenes rendered on the fly."""
+    config = load_config(TrainConfig, "smoke_cpu", {"output": str(tmp_path / "run")})
+    metrics = train(config)
+    losses = [line["loss"] for line in lines(config.output) if "loss" in line]
+    assert len(losses) == 12 and sum(losses[-3:]) < 0.9 * sum(losses[:3])
+    assert 0 < metrics["absrel_single"] < 1
+
+
+def test_a_run_lowers_its_loss_and_leaves_everything_behind(smoke):
     config = smoke()
     metrics = train(config)
     run = config.output

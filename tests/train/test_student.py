@@ -4,18 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from train.rooms import room
 
 from da3gs.errors import InputError
 from da3gs.train.matching import patch_matches
-from da3gs.train.samples import SyntheticData
 from da3gs.train.student import StudentTask, scene_targets, student_batch
-
-DATA = SyntheticData(scenes=1, views=4, sizes=((84, 56),), edge_samples=0, difficulty=(0.1, 0.2))
 
 
 @pytest.fixture(scope="module")
 def sample():
-    return DATA.open().load(0)
+    return room(0, 4, 84, 56)
 
 
 def test_targets_stand_in_the_first_view_and_have_mean_distance_one(sample):
