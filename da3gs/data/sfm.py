@@ -35,6 +35,10 @@ _EXHAUSTIVE_UP_TO = 60
 _SEQUENTIAL_OVERLAP = 10
 # A radial term that moves the corner of the image by less than this is no lens worth undoing.
 _NEGLIGIBLE_PX = 0.5
+# What COLMAP asks of the pair it starts from suits a walk round an object. A second try accepts street walks and
+# driving forward: small angles, few matches, motion along the view.
+_USUAL_START: dict[str, float] = {}
+_RELAXED_START = {"init_min_tri_angle": 2.0, "init_min_num_inliers": 30, "init_max_forward_motion": 1.0}
 _CAMERA_MODEL = "SIMPLE_RADIAL"  # f cx cy k
 
 
@@ -268,23 +272,33 @@ def _match(pycolmap: ModuleType, root: Path, neighbours: bool, threads: int, see
 
 
 def _map(pycolmap: ModuleType, root: Path, seed: int, advance: Callable) -> Any | None:
-    """The reconstruction with most images, or None."""
-    options = pycolmap.IncrementalPipelineOptions()
-    # Sums of several threads round differently from run to run, and bundle adjustment magnifies that.
-    options.num_threads, options.random_seed = 1, seed
-    options.min_model_size = 2
-    options.max_num_models = 3
-    (root / "models").mkdir()
-    models = pycolmap.incremental_mapping(
-        root / "database.db",
-        root / "images",
-        root / "models",
-        options,
-        initial_image_pair_callback=lambda: advance(2),
-        next_image_callback=advance,
-    )
-    found = [model for model in models.values() if model.num_reg_images() >= 2]
-    return max(found, key=lambda model: (model.num_reg_images(), model.num_points3D()), default=None)
+    """The reconstruction with most images, or None; relaxed demands get a second try when some were left out."""
+    database = pycolmap.Database.open(root / "database.db")
+    total = database.num_images()
+    database.close()
+    found: list[Any] = []
+    for attempt, demands in enumerate((_USUAL_START, _RELAXED_START)):
+        options = pycolmap.IncrementalPipelineOptions()
+        # Sums of several threads round differently from run to run, and bundle adjustment magnifies that.
+        options.num_threads, options.random_seed = 1, seed
+        options.min_model_size = 2
+        options.max_num_models = 3
+        for name, value in demands.items():
+            setattr(options.mapper, name, value)
+        folder = root / f"models{attempt}"
+        folder.mkdir()
+        models = pycolmap.incremental_mapping(
+            root / "database.db",
+            root / "images",
+            folder,
+            options,
+            initial_image_pair_callback=lambda: advance(2),
+            next_image_callback=advance,
+        )
+        found += [model for model in models.values() if model.num_reg_images() >= 2]
+        if any(model.num_reg_images() == total for model in found):
+            break
+    return max(found, key=lambda model: model.num_reg_images(), default=None)  # the first of equals
 
 
 def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]]) -> SfmResult:

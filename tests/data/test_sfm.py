@@ -113,3 +113,17 @@ def test_fox():
     assert result.registered.all()
     angle_deg, distance = errors(result.cameras, views.cameras)
     assert angle_deg < 1.2 and distance < 0.01
+
+
+@pytest.mark.slow
+def test_street_walk_and_forward_motion_need_the_second_try():
+    """Little overlap on one side, driving along the view on the other: COLMAP's usual demands place none or a pair."""
+    walk = load_input(asset("data/unposed_lund/images"))
+    assert run_sfm(walk.images, walk.names).registered.all()
+    drive = load_input(asset("data/video_golfcart/golfcart.mp4"), frames=8)
+    result = run_sfm(drive.images, drive.names)
+    assert result.registered.all() and 0.7 < float(result.cameras.K[0, 0, 0]) / 1280 < 1.1  # a phone's video
+    # The path leads forward: steps point along the optical axes.
+    steps = result.cameras.centers.diff(dim=0)
+    along = (steps / steps.norm(dim=1, keepdim=True) * result.cameras.look_directions[:-1]).sum(1)
+    assert float(along.median()) > 0.9
