@@ -211,8 +211,8 @@ def markdown(report: dict) -> str:
         f"{report['date']}, {report['machine']}, {report['threads']} threads, torch {report['torch']}, float32, "
         f"{VIEWS} views of {IMAGE[0]} x {IMAGE[1]}, same synthetic weights, {report['rounds']} interleaved rounds "
         "(medians). Official: PyPI depth-anything-3 "
-        f"{report['official_version']}, which always computes its ray branch. Threads wait passively, so CPU seconds hold "
-        "on a busy machine; wall seconds do not.",
+        f"{report['official_version']}, which always computes its ray branch. Threads wait passively, so CPU "
+        "seconds hold on a busy machine; wall seconds do not.",
         "",
         "| preset | network | CPU s (min) | wall s | extra peak MiB | speedup | memory ratio | depth difference |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
