@@ -150,7 +150,10 @@ def test_right_poses_raise_no_doubt_even_with_some_noise():
 
 def test_without_turns_nothing_is_blamed():
     still = arc(4).with_poses(torch.eye(4).repeat(4, 1, 1))
-    assert check_poses(still, arc(4)).likely == ()
+    turning = arc(4).cam_from_world.clone()
+    turning[:, :3, :3] = rotations(2, 4).float()
+    blind = check_poses(still, arc(4).with_poses(turning))
+    assert blind.likely == () and "could not be checked" in blind.warnings[0] and len(blind.warnings) == 1
     assert check_poses(arc(1), arc(1)).rotation_error_deg == {}
 
 

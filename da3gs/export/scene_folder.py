@@ -35,11 +35,11 @@ from da3gs.data.cameras_json import read_cameras_json, write_cameras_json
 from da3gs.data.transforms_json import write_transforms_json
 from da3gs.errors import FormatError, InputError
 from da3gs.export.gaussian_files import DEFAULT_FRAME, load_gaussians, save_gaussians
-from da3gs.export.video import colorize_depth, render_frames, uint8_picture, write_contact_sheet, write_video
+from da3gs.export.video import colorize_depth, render_frames, write_contact_sheet, write_video
 from da3gs.gaussians import Scene
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import load_image, tensor_from_uint8, uint8_from_tensor
-from da3gs.rendering import RenderConfig, render
+from da3gs.rendering import RenderConfig
 from da3gs.rendering.interpolation import interpolate
 from da3gs.rendering.trajectories import wobble
 
@@ -237,13 +237,13 @@ def _write_data(scene: Scene, folder: Path, names: Sequence[str]) -> None:
 def _write_preview(scene: Scene, path: Path, names: Sequence[str], config: RenderConfig) -> None:
     picks = np.unique(np.linspace(0, len(names) - 1, min(len(names), _PREVIEW_VIEWS)).round().astype(int)).tolist()
     limits = _depth_limits(scene.depth.cpu())
-    inputs, depths, renders = [], [], []
+    inputs: list[np.ndarray] = []
+    depths: list[np.ndarray] = []
+    renders: list[np.ndarray] = []
     for view in picks:
-        with torch.no_grad():
-            out = render(scene.gaussians, scene.cameras[view], config)
         inputs.append(uint8_from_tensor(scene.images[view]))
         depths.append(colorize_depth(scene.depth[view], limits))
-        renders.append(uint8_picture(out.rgb[0]))
+        renders += render_frames(scene.gaussians, scene.cameras[view], config=config)
     rows = [("input", inputs), ("depth", depths), ("render", renders)]
     tall = scene.cameras.size[1] > scene.cameras.size[0]
     write_contact_sheet(

@@ -11,8 +11,8 @@ from da3gs.pipeline.sources import Source, thinned
 if TYPE_CHECKING:
     from da3gs.pipeline.reconstruction import ReconstructConfig
 
-# Peak of placing splats, filtering and rendering them, measured per pixel of the input on top of the network.
-_BYTES_PER_PIXEL = 1200
+# Peak of placing splats, filtering and rendering them per pixel of the input (about 550 measured without a head).
+_BYTES_PER_PIXEL = 700
 
 
 def splat_size(source: Source, model: DA3Model, config: "ReconstructConfig") -> int | None:

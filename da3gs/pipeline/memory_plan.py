@@ -111,7 +111,8 @@ def _smallest(size_px: int) -> int:
 
 def _sides(size_px: int, aspect: float | int) -> tuple[int, int]:
     """(height, width) on the patch grid; which is which does not matter for memory."""
-    return tuple(max(PATCH_PX, round(side / PATCH_PX) * PATCH_PX) for side in (size_px * aspect, size_px))
+    height, width = (max(PATCH_PX, round(side / PATCH_PX) * PATCH_PX) for side in (size_px * aspect, size_px))
+    return height, width
 
 
 def _available() -> int | None:

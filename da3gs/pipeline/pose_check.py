@@ -131,6 +131,11 @@ def check_poses(predicted: Cameras, given: Cameras) -> PoseCheck:
             f"{errors[AS_READ]:.0f} degrees (median). Most likely they are {words} (then {errors[likely[0]]:.0f} "
             f"degrees; {flags})"
         )
+    elif turn_deg < _TURNS_DEG and errors[AS_READ] > SUSPICIOUS_DEG:
+        warnings.append(
+            f"the given poses could not be checked: they turn by {errors[AS_READ]:.0f} degrees between views (median), "
+            "of which the model without them sees next to nothing. They are kept as given"
+        )
     elif errors[AS_READ] > SUSPICIOUS_DEG:
         warnings.append(
             f"the given poses differ from what the model makes of the images by {errors[AS_READ]:.0f} degrees of "

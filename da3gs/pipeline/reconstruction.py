@@ -261,15 +261,9 @@ def _predicted(
             _check_given_poses(loaded, prediction, config, report)
     if measured:
         return _with_measured_depth(source, views, prediction, report)
-    surface = _Surface(
-        views,
-        prediction.depth,
-        prediction.cameras,
-        prediction.gaussians,
-        prediction.unit,
-        prediction.confidence,
-        prediction.sky,
-    )
+    depth, confidence, sky = _maps(prediction)
+    assert prediction.gaussians is not None
+    surface = _Surface(views, depth, prediction.cameras, prediction.gaussians, prediction.unit, confidence, sky)
     if splat_size_px is None:
         return surface
     with stages("placing Gaussians"):
@@ -300,15 +294,24 @@ def _finer(source: Source, surface: _Surface, size_px: int, report: Report) -> _
 def _with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> _Surface:
     """Predicted cameras moved to the scale of measured depth: the median ratio over all measured pixels."""
     assert source.depth is not None
-    depth = depth_on(views, source.depth).to(prediction.depth)
-    known = (depth > 0) & (prediction.depth > 0)
+    predicted, confidence, sky = _maps(prediction)
+    assert prediction.cameras is not None
+    depth = depth_on(views, source.depth).to(predicted)
+    known = (depth > 0) & (predicted > 0)
     if not known.any():
         raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
-    scale = float((depth[known] / prediction.depth[known]).median())
+    scale = float((depth[known] / predicted[known]).median())
     cameras = prediction.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
     report.chose("scale of the cameras", scale, "median ratio of measured to predicted depth")
     splats = gaussians_from_raw(None, depth, cameras, images=views.images)
-    return _Surface(views, depth, cameras, splats, "given", prediction.confidence, prediction.sky)
+    return _Surface(views, depth, cameras, splats, "given", confidence, sky)
+
+
+def _maps(prediction: ScenePrediction) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Depth, confidence and sky at the processed size, where they are tensors."""
+    maps = (prediction.depth, prediction.confidence, prediction.sky)
+    assert not any(isinstance(values, list) for values in maps)
+    return maps  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------------------------------------------ parts
