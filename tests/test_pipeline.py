@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from assets import asset
@@ -13,6 +14,7 @@ from da3gs import Cameras, RenderConfig, Similarity, render
 from da3gs.errors import InputError
 from da3gs.fusion import FilterConfig
 from da3gs.geometry.conventions import OPENCV_FROM_OPENGL, rigid_inverse
+from da3gs.images import uint8_from_tensor
 from da3gs.pipeline import ReconstructConfig, check_poses, reconstruct, reinterpret_poses
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.memory_plan import free_memory, plan_memory
@@ -274,6 +276,22 @@ def test_measured_depth_is_taken_at_pixel_centres_at_any_size():
     assert torch.equal(reconstruct(images, truth, config=config, depth=big).depth, depth)
     half = ReconstructConfig(size_px=WIDTH // 2, depth="given")
     assert torch.equal(reconstruct(images, truth, config=half, depth=depth).depth, depth[:, 1::2, 1::2])
+
+
+def test_measured_views_come_as_files_arrays_pictures_or_tensors(tmp_path):
+    from PIL import Image
+
+    truth = arc(1)
+    image, depth = see(truth)
+    array = uint8_from_tensor(image[0])
+    picture = Image.fromarray(array)
+    picture.save(tmp_path / "a.png")
+    config = ReconstructConfig(depth="given")
+    expected = reconstruct(image, truth, config=config, depth=depth)
+    for item in (array, picture, tmp_path / "a.png", np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])):
+        assert torch.equal(reconstruct([item], truth, config=config, depth=depth).images, expected.images)
+    grey = reconstruct([array[..., 0]], truth, config=config, depth=depth).images
+    assert torch.equal(grey[:, 0], grey[:, 2]) and torch.equal(grey[0, 0], expected.images[0, 0])
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,22 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from da3gs.data.input_views import InputViews
 from da3gs.data.photo_files import upright_size
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import ImageLike, Views, image_size, load_image, tensor_from_uint8, uint8_from_tensor
+from da3gs.images import (
+    ImageLike,
+    Views,
+    image_size,
+    image_to_rgb,
+    load_image,
+    tensor_from_uint8,
+    uint8_from_tensor,
+)
 
 # Views of a depth camera are of one shape; rounding of sizes bends the aspect ratio by less than this.
 _ASPECT_TOLERANCE = 0.02
@@ -210,8 +219,10 @@ def depth_on(views: Views, depth: Sequence[Tensor]) -> Float[Tensor, "V H W"]:
 
 
 def _as_array(item: ImageLike, upright: bool) -> np.ndarray:
+    """RGB uint8 [H, W, 3]."""
     if isinstance(item, str | os.PathLike):
         return load_image(item, exif_orientation=upright)
     if isinstance(item, Tensor):
         return uint8_from_tensor(item)
-    return np.asarray(item)[..., :3]
+    picture = Image.fromarray(item) if isinstance(item, np.ndarray) else item
+    return image_to_rgb(picture, exif_orientation=upright)
