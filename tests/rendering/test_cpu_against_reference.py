@@ -3,6 +3,8 @@
 Outputs and every gradient. The kernels work in float32 with their own exp2; relative L2 errors are about 1e-6.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -242,6 +244,16 @@ def test_threads_do_not_change_the_picture():
     for name in ("image", "alpha", "means", "quats", "scales", "opacities", "colors"):
         assert torch.equal(one[name], two[name]), name
     assert relative_error(two["cam_from_world"], one["cam_from_world"]) < 1e-5
+
+
+def test_callers_in_several_threads_get_their_own_pictures():
+    """As a viewer does; the scratch is shared, so the calls must not overlap."""
+    scenes = [random_scene(150 + 50 * seed, views=1, seed=seed) for seed in range(4)]
+    expected = [render(*scene).rgb for scene in scenes]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            pictures = list(pool.map(lambda scene: render(*scene).rgb, scenes))
+            assert all(torch.equal(picture, other) for picture, other in zip(pictures, expected, strict=True))
 
 
 def test_backward_twice_gives_the_same_gradients():
