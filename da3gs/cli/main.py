@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments without the program name; None takes those of the process.
     """
+    # Before torch and numba load OpenMP: their idle threads would spin and take cores from each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments, debug = _take_flag(arguments, "--debug")
     arguments, quiet = _take_flag(arguments, "--quiet")
