@@ -50,7 +50,8 @@ def peak_bytes(network, views, **options):
 
 @pytest.mark.parametrize(
     "name",
-    ["da3-tiny", "da3-small", pytest.param("da3-base", marks=pytest.mark.slow), "single view", "gaussian head"],
+    ["da3-tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("da3-small", "da3-base")), "single view"]
+    + [pytest.param("gaussian head", marks=pytest.mark.slow)],
 )
 def test_formula_matches_live_tensors(name):
     config, options = PRESETS.get(name), {}
