@@ -48,11 +48,10 @@ def peak_bytes(network, views, **options):
     return live.peak + images.numel() * 4
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["da3-tiny", *(pytest.param(name, marks=pytest.mark.slow) for name in ("da3-small", "da3-base")), "single view"]
-    + [pytest.param("gaussian head", marks=pytest.mark.slow)],
-)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("da3-small", "da3-base", "gaussian head")]
+
+
+@pytest.mark.parametrize("name", ["da3-tiny", "single view", *SLOW])
 def test_formula_matches_live_tensors(name):
     config, options = PRESETS.get(name), {}
     if name == "single view":
