@@ -1,6 +1,5 @@
 """Camera paths drawn in the nerfstudio viewer (``camera_path.json``)."""
 
-import json
 import math
 import os
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from da3gs.errors import FormatError, InputError
+from da3gs.data.json_object import read_json_object
+from da3gs.errors import FormatError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.rotations import nearest_rotation
 from da3gs.geometry.similarity import Similarity
@@ -47,7 +47,7 @@ def read_camera_path(path: str | os.PathLike, *, dataparser_transforms: str | os
         FormatError: Not such a file; panoramas and orthographic cameras; poses that are not rigid.
     """
     path = Path(path)
-    content = _load(path)
+    content = read_json_object(path)
     frames = content.get("camera_path")
     if not isinstance(frames, list) or not frames:
         raise FormatError(
@@ -77,18 +77,6 @@ def read_camera_path(path: str | os.PathLike, *, dataparser_transforms: str | os
     fps = _positive(content, "fps", path) if "fps" in content else 24.0
     seconds = _positive(content, "seconds", path) if "seconds" in content else len(frames) / fps
     return CameraPath(cameras.to(torch.float32), fps, seconds, bool(content.get("is_cycle", False)))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path}: expected a JSON object at the top; got {type(content).__name__}")
-    return content
 
 
 def _positive(values: dict[str, Any], name: str, where: Path | str) -> float:
@@ -125,7 +113,7 @@ def _pose(values: Any, where: str) -> np.ndarray:
 
 def _normalisation(path: Path) -> Similarity:
     """nerfstudio's normalised world from the world of the data: x_ns = scale * (R x + t)."""
-    content = _load(path)
+    content = read_json_object(path)
     scale = _positive(content, "scale", path)
     matrix = _numbers(content.get("transform"), f"{path}: transform")
     if matrix.shape != (3, 4):

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from da3gs.atomic import atomic_path
+from da3gs.data.json_object import read_json_object
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
 
@@ -75,13 +76,8 @@ def read_cameras_json(path: str | os.PathLike) -> tuple[Cameras, tuple[str, ...]
             that is not rigid, or poses in some views only. Names the view.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    content = read_json_object(path)
+    if content.get("format") != _FORMAT:
         raise FormatError(f'{path}: expected "format": "{_FORMAT}"; is this a cameras.json written by da3gs?')
     if content.get("version") != _VERSION:
         raise FormatError(f"{path}: version {content.get('version')!r} is not known; this release reads {_VERSION}")

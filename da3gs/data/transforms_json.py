@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 
 from da3gs.atomic import atomic_path
+from da3gs.data.json_object import read_json_object
 from da3gs.data.lens import Lens
 from da3gs.data.photo_files import exif_orientation
 from da3gs.data.posed_images import Photo, PosedImages
@@ -152,7 +153,7 @@ class _Fields:
 
 
 def _read_file(path: Path, missing: str) -> PosedImages:
-    content = _load_json(path)
+    content = read_json_object(path)
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
         raise FormatError(f"{path}: expected a non-empty list 'frames' of objects; is this a transforms.json?")
@@ -205,18 +206,6 @@ def _read_file(path: Path, missing: str) -> PosedImages:
     }
     unit = _Fields({}, content, str(path)).number("depth_unit_scale_factor")
     return PosedImages(tuple(photos), cameras, splits, unit, shift, scale)
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path} does not exist")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise FormatError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise FormatError(f"{path}: expected a JSON object at the top; got {type(content).__name__}")
-    return content
 
 
 def _find_file(folder: Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Path | None:
@@ -349,7 +338,7 @@ def _splits(path: Path, content: Mapping[str, Any], names: Sequence[str]) -> dic
     """Indices into `names` per split."""
     beside = path.parent / "split.json"
     if beside.is_file():
-        listed, source = _load_json(beside), str(beside)
+        listed, source = read_json_object(beside), str(beside)
     else:
         listed = {name: content[f"{name}_filenames"] for name in _SPLITS if f"{name}_filenames" in content}
         source = str(path)

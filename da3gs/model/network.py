@@ -21,6 +21,7 @@ from da3gs.errors import InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import rigid_inverse
+from da3gs.images import IMAGENET_MEAN, IMAGENET_STD
 from da3gs.model.backbone import Backbone, BackboneOutput
 from da3gs.model.camera_heads import CameraDecoder, CameraEncoder, decode_cameras, encode_cameras
 from da3gs.model.depth_heads import DepthMaps, DepthRayHead, DepthSkyHead, fill_sky
@@ -32,8 +33,6 @@ from da3gs.model.ray_pose import released_cameras_from_rays
 from da3gs.model.reference_view import STRATEGIES
 
 CAMERA_SOURCES = ("head", "rays")
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, eq=False)
@@ -302,8 +301,8 @@ def initialize(network: nn.Module) -> None:
 
 def denormalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:
     """Pictures in [0, 1] from ImageNet-normalised ones."""
-    mean = torch.tensor(IMAGE_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
-    std = torch.tensor(IMAGE_STD, dtype=images.dtype, device=images.device)[:, None, None]
+    mean = torch.tensor(IMAGENET_MEAN, dtype=images.dtype, device=images.device)[:, None, None]
+    std = torch.tensor(IMAGENET_STD, dtype=images.dtype, device=images.device)[:, None, None]
     return (images * std + mean).clamp(0, 1)
 
 
