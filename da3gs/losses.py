@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from da3gs.geometry.rays import points_on_rays
 from da3gs.geometry.rotations import quat_from_matrix, rotation_angle
 
 _SMALLEST_BASELINE = 0.02  # of the mean point distance: below, the direction between two cameras is not asked for
@@ -68,7 +69,7 @@ def point_l1(
     mask: Bool[Tensor, "B V h w"],
 ) -> Float[Tensor, ""]:
     """L_P: L1 on the points P = t + D d formed on the ray grid from predicted depth and predicted rays."""
-    points = rays[..., 3:] + depth[..., None] * rays[..., :3]
+    points = points_on_rays(rays, depth)
     return masked_scene_mean((points - torch.where(mask[..., None], target, 0.0)).abs().mean(-1), mask)
 
 

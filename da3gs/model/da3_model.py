@@ -22,6 +22,7 @@ from da3gs.errors import InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.alignment import SCALE, Alignment, align_cameras
 from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.rays import transform_rays
 from da3gs.geometry.similarity import Similarity
 from da3gs.images import ImageLike, ResizeMethod, Views, prepare_views
 from da3gs.model.checkpoints import Network, attach_gs_head, load_network
@@ -140,7 +141,7 @@ class DA3Model:
             depth=depth * scale,
             confidence=None if out.confidence is None else out.confidence[0],
             cameras=own,
-            rays=None if out.rays is None else _moved_rays(out.rays[0], user_from_network),
+            rays=None if out.rays is None else transform_rays(out.rays[0], user_from_network),
             ray_confidence=None if out.ray_confidence is None else out.ray_confidence[0],
             sky=None if out.sky is None else out.sky[0],
             gaussians=None if splats is None else splats.transform(user_from_network),
@@ -278,9 +279,3 @@ def _sky_filled(depth: Tensor, sky: Tensor | None) -> Tensor:
         return depth
     rank = max(1, round(SKY_QUANTILE * len(ground)))
     return torch.where(is_sky, ground.kthvalue(rank).values, depth)
-
-
-def _moved_rays(rays: Tensor, user_from_network: Similarity) -> Tensor:
-    """P = t + D d stays true: directions turn, origins move, and D grows by the scale."""
-    rotation = user_from_network.rotation.to(rays)
-    return torch.cat([rays[..., :3] @ rotation.T, user_from_network.apply(rays[..., 3:])], -1)

@@ -22,6 +22,7 @@ from da3gs import losses
 from da3gs.data.view_sampling import views_of_batch
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.rays import points_on_rays, ray_map
 from da3gs.images import normalise
 from da3gs.model.camera_heads import decode_cameras, encode_cameras
 from da3gs.model.checkpoints import load_network, save_checkpoint
@@ -254,8 +255,7 @@ def scene_targets(sample: TrainingSample) -> dict[str, Tensor]:
     cameras, depth = relative.with_poses(poses), sample.depth / scale
     width, height = cameras.size
     rows, columns = 8 * height // PATCH, 8 * width // PATCH
-    directions, origins = cameras.scaled(width=columns, height=rows).rays()
-    rays = torch.cat([directions, origins[:, None, None].expand_as(directions)], -1)
+    rays = ray_map(cameras, columns, rows)
     cell_depth = F.interpolate(depth[None], (rows, columns), mode="nearest-exact")[0]
     return {
         "depth": depth,
@@ -279,7 +279,7 @@ def student_terms(output: dict[str, Any], batch: dict[str, Tensor], weights: Stu
     at_cells = output["depth"].shape[-2:] == (rows, columns)
     depth, mask = (batch["cell_depth"], batch["cell_mask"]) if at_cells else (batch["depth"], batch["mask"])
     cell_depth = F.interpolate(output["depth"], (rows, columns), mode="nearest-exact")
-    cell_points = batch["rays"][..., 3:] + batch["cell_depth"][..., None] * batch["rays"][..., :3]
+    cell_points = points_on_rays(batch["rays"], batch["cell_depth"])
     encoding = output["camera_encoding"]
     world_from_cam, _ = decode_cameras(encoding, width, height)
     horizontal_vertical = encoding[..., [8, 7]]

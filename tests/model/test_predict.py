@@ -277,15 +277,3 @@ def test_cameras_from_rays_agree_with_the_rays_they_are_fitted_to(any_view):
     assert torch.equal(found.rays, plain.rays)
     assert not torch.allclose(found.cameras.K, plain.cameras.K)
     _assert_one_frame(found)
-
-
-def test_rays_move_with_the_frame():
-    from da3gs.model.da3_model import _moved_rays
-
-    move = similarity(3)
-    rays = torch.randn(1, 4, 5, 6, dtype=torch.float64, generator=generator(0))
-    depth = torch.rand(1, 4, 5, 1, dtype=torch.float64, generator=generator(1))
-    points = rays[..., 3:] + depth * rays[..., :3]
-    moved = _moved_rays(rays, move)
-    assert torch.allclose(moved[..., 3:] + float(move.scale) * depth * moved[..., :3], move.apply(points), atol=1e-9)
-    assert torch.equal(_moved_rays(rays, Similarity.identity()), rays)
