@@ -78,7 +78,7 @@ class DemoCommand:
             print_result(
                 f"\nLook at {self.output / COMPARISON} and {self.output / SCENE}. Next:\n"
                 f"  da3gs view {self.output / SCENE}\n"
-                "  da3gs reconstruct FOLDER_OF_PHOTOS --output out"
+                "  da3gs reconstruct FOLDER_OF_PHOTOS --output out --model da3-base"
             )
         return 0
 

@@ -20,7 +20,7 @@ class TrainCommand:
     One command for everything: on several GPUs or nodes start it with accelerate, as in
     `accelerate launch --multi_gpu --num_processes 8 -m da3gs.cli.main train gs_head_dl3dv_base`.
 
-    Shipped: smoke_cpu (seconds, proves that training works here), student_synthetic_tiny (the bundled da3-tiny),
+    Shipped: smoke_cpu (seconds, proves that training works here), student_synthetic_tiny (da3-tiny),
     gs_head_synthetic_tiny, gs_head_dl3dv_base (8 GPUs).
 
     Examples:
