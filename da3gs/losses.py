@@ -3,7 +3,7 @@
 Means per scene make the loss of a batch the mean of its scenes, so it does not matter how many processes share a batch.
 A scene without any valid pixel contributes zero.
 
-Letters: B scenes, V views, H W pixels, h w cells of the ray map, P matches, C channels.
+Letters: B scenes, V W views, H W pixels, h w cells of the ray map, P Q patches of a view, C channels.
 """
 
 import torch
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from da3gs.geometry.rays import points_on_rays
 from da3gs.geometry.rotations import quat_from_matrix, rotation_angle
 
-_SMALLEST_BASELINE = 0.02  # of the mean point distance: below, the direction between two cameras is not asked for
+_SMALLEST_BASELINE = 0.15  # of the mean point distance: errors of shorter motions count as if they were this long
 
 
 def masked_scene_mean(values: Float[Tensor, "B *rest"], mask: Bool[Tensor, "B *rest"]) -> Float[Tensor, ""]:
@@ -92,7 +92,7 @@ def relative_pose(world_from_cam: Float[Tensor, "B V 4 4"], target: Float[Tensor
 
     The angle (radians) between predicted and true relative rotations, plus the error of the relative translation
     divided by the true baseline: with small baselines the absolute pose loss says next to nothing about the direction
-    of motion, this one does. Pairs nearer than 2 % of the mean point distance count with their rotation only.
+    of motion, this one does. Baselines below 15 % of the mean point distance count as 15 %.
     """
     views = world_from_cam.shape[1]
     if views < 2:
@@ -108,10 +108,9 @@ def relative_pose(world_from_cam: Float[Tensor, "B V 4 4"], target: Float[Tensor
     rotation, motion = relative(world_from_cam)
     true_rotation, true_motion = relative(target)
     angle = _safe_angle(rotation, true_rotation)
-    baseline = true_motion.norm(dim=-1)
-    apart = baseline > _SMALLEST_BASELINE
-    ratio = (motion - true_motion).abs().sum(-1) / torch.where(apart, baseline, 1.0)
-    return angle.mean() + masked_scene_mean(ratio.clamp(max=10.0), apart)
+    baseline = true_motion.norm(dim=-1).clamp(min=_SMALLEST_BASELINE)
+    ratio = (motion - true_motion).abs().sum(-1) / baseline
+    return angle.mean() + ratio.clamp(max=10.0).mean()
 
 
 def _safe_angle(a: Tensor, b: Tensor) -> Tensor:
@@ -126,24 +125,16 @@ def rotation_errors_deg(a: Float[Tensor, "*n 3 3"], b: Float[Tensor, "*n 3 3"]) 
 
 
 def correspondence_cross_entropy(
-    query: Float[Tensor, "B P C"],
-    keys: Float[Tensor, "B K C"],
-    answer: Int64[Tensor, "B P"],
-    mask: Bool[Tensor, "B P"],
-    *,
-    temperature: float,
+    logits: Float[Tensor, "B V P W Q"], answer: Int64[Tensor, "B V P W"], mask: Bool[Tensor, "B V P W"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Which patch of another view shows the same surface: cross-entropy over all of its patches, and the hit rate.
+    """Which patch of another view shows the same surface: cross-entropy over that view's patches, and the hit rate.
 
     Args:
-        query: Features of patches of one view.
-        keys: Features of all patches of the other view.
-        answer: True index among the keys.
-        mask: Queries whose surface the other view sees.
-        temperature: Factor on the cosine similarities.
+        logits: Of every patch of every view (V, P) for every patch of every view (W, Q).
+        answer: True index among the Q.
+        mask: Patches whose surface view W sees.
     """
-    logits = temperature * F.normalize(query, dim=-1) @ F.normalize(keys, dim=-1).transpose(1, 2)
-    loss = F.cross_entropy(logits.flatten(0, 1), answer.flatten().clamp(min=0), reduction="none").view(mask.shape)
+    loss = F.cross_entropy(logits.flatten(0, 3), answer.flatten().clamp(min=0), reduction="none").view(mask.shape)
     hits = (logits.argmax(-1) == answer).to(loss)
     return masked_scene_mean(loss, mask), masked_scene_mean(hits, mask).detach()
 

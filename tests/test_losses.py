@@ -104,12 +104,15 @@ def test_relative_pose_gradient_is_finite_at_the_optimum_and_at_rest():
 
 
 def test_correspondence_cross_entropy_prefers_the_answer():
-    keys = torch.eye(6)[None]
-    answer = torch.tensor([[3, 0, 5]])
-    mask = torch.tensor([[True, True, False]])
-    loss, hits = losses.correspondence_cross_entropy(keys[:, answer[0]], keys, answer, mask, temperature=10.0)
-    assert hits.item() == 1 and loss.item() == pytest.approx(math.log(1 + 5 * math.exp(-10)), rel=1e-3)
-    wrong, misses = losses.correspondence_cross_entropy(keys[:, [1, 1, 5]], keys, answer, mask, temperature=10.0)
+    # One scene, 2 views of 3 patches; view 0 is asked about view 1, and nothing else.
+    answer = torch.zeros(1, 2, 3, 2, dtype=torch.long)
+    answer[0, 0, :, 1] = torch.tensor([2, 0, 1])
+    mask = torch.zeros(1, 2, 3, 2, dtype=torch.bool)
+    mask[0, 0, :2, 1] = True
+    logits = 10 * torch.nn.functional.one_hot(answer, 3).float()
+    loss, hits = losses.correspondence_cross_entropy(logits, answer, mask)
+    assert hits.item() == 1 and loss.item() == pytest.approx(math.log(1 + 2 * math.exp(-10)), rel=1e-3)
+    wrong, misses = losses.correspondence_cross_entropy(logits.roll(1, -1), answer, mask)
     assert misses.item() == 0 and wrong.item() > 9.9
 
 

@@ -176,3 +176,15 @@ def interpolate_positions(table: Float[Tensor, "1 n C"], rows: int, columns: int
     factors = [(rows + 0.1) / POSITION_GRID, (columns + 0.1) / POSITION_GRID]
     resized = F.interpolate(grid, scale_factor=factors, mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], resized.flatten(2).transpose(1, 2).to(table.dtype)], 1)
+
+
+def sine_positions(width: int, amplitude: float = 0.5) -> Float[Tensor, "1 n C"]:
+    """A position table to start training from: sines and cosines of row and column, half a period to four periods per axis."""
+    quarter = width // 4
+    angles = torch.arange(POSITION_GRID)[:, None] * (2 * torch.pi / POSITION_GRID) * 2 ** torch.linspace(-1, 2, quarter)
+    waves = torch.cat([angles.sin(), angles.cos()], -1)  # [grid, C/2]
+    rows = waves[:, None].expand(-1, POSITION_GRID, -1)
+    columns = waves[None].expand(POSITION_GRID, -1, -1)
+    table = torch.cat([rows, columns], -1).flatten(0, 1)
+    table = torch.cat([table, table.new_zeros(len(table), width - table.shape[1])], -1)
+    return amplitude * torch.cat([torch.zeros(1, width), table])[None]

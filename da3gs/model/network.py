@@ -22,10 +22,11 @@ from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import rigid_inverse
 from da3gs.images import IMAGENET_MEAN, IMAGENET_STD
-from da3gs.model.backbone import Backbone, BackboneOutput
+from da3gs.model.backbone import Backbone, BackboneOutput, sine_positions
 from da3gs.model.camera_heads import CameraDecoder, CameraEncoder, decode_cameras, encode_cameras
 from da3gs.model.depth_heads import DepthMaps, DepthRayHead, DepthSkyHead, fill_sky
 from da3gs.model.gs_head import GaussianHead
+from da3gs.model.layers import GeluMlp
 from da3gs.model.memory import estimate_memory
 from da3gs.model.nested import align_to_metric
 from da3gs.model.presets import PATCH, ModelConfig
@@ -273,30 +274,41 @@ def build_model(config: ModelConfig, *, device: str | torch.device = "cpu") -> D
 
 @torch.no_grad()
 def initialize(network: nn.Module) -> None:
-    """Random weights to train from: truncated normal 0.02 for tokens and linear maps, LayerScale 0.1, zero-mean heads.
+    """Random weights to train from in thousands of steps rather than hundreds of thousands.
 
-    Predicted cameras start at the identity with a field of view of one radian, and the output of the Gaussian head at
-    zero.
+    Linear maps keep the size of their input; what writes into the residual stream starts smaller by the square root of
+    the number of writers (GPT-2), with LayerScale 1. Positions start as sines and cosines as strong as the patches,
+    because rays and matches are about places. Predicted cameras start at the identity with a field of view of one
+    radian, and the output of the Gaussian head at zero.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
             nn.init.zeros_(module.bias)
     # A second pass: owners come before their parts in modules().
     for module in network.modules():
         if isinstance(module, Backbone):
-            for token in (module.class_token, module.position_embedding, module.camera_token):
+            for token in (module.class_token, module.camera_token):
                 if token is not None:
                     nn.init.trunc_normal_(token, std=0.02)
-        elif isinstance(module, CameraDecoder):
+            module.position_embedding.copy_(sine_positions(module.position_embedding.shape[-1]))
+        if isinstance(module, Backbone | CameraEncoder):
+            for block in module.blocks:
+                feed_forward = block.feed_forward
+                last = feed_forward.reduce if isinstance(feed_forward, GeluMlp) else feed_forward.project
+                for writer in (block.attention.out, last):
+                    writer.weight.mul_((2 * len(module.blocks)) ** -0.5)
+        if isinstance(module, CameraDecoder):
+            # Its ReLUs must let the signal through: in a smaller start they die before views teach about cameras.
+            for layer in (module.first, module.second):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            for layer in (module.translation, module.quaternion, module.fov):
+                nn.init.trunc_normal_(layer.weight, std=0.1 * layer.in_features**-0.5)
             module.quaternion.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 1.0]))
             module.fov.bias.fill_(1.0)
         elif isinstance(module, GaussianHead):
             module.out.weight.zero_()
             module.out.bias.zero_()
-        for parameter_name, parameter in module.named_parameters(recurse=False):
-            if parameter_name.endswith("_scale"):
-                parameter.fill_(0.1)
 
 
 def denormalize(images: Float[Tensor, "*batch 3 H W"]) -> Float[Tensor, "*batch 3 H W"]:

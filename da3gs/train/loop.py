@@ -35,9 +35,11 @@ class OptimConfig:
     Attributes:
         lr: Peak learning rate.
         final_lr: Fraction of `lr` at the last step.
+        camera_decoder_lr: Factor on the rate of the camera decoder. Its tokens have a large common part and no norm in
+            front: at the rate of the backbone its ReLUs die while the views do not yet say anything about cameras.
         steps: Optimizer steps of the run.
         accumulate: Micro-batches per step.
-        clip: Largest gradient norm.
+        clip: Largest gradient norm of a parameter group (so that wild gradients of the camera decoder spare the rest).
         ema: Decay of the averaged weights, which are evaluated and exported; 0 turns the average off.
         precision: "bf16" runs the backbone in bfloat16.
         patience: Consecutive steps with a non-finite loss or gradient (each is skipped) before the run stops.
@@ -45,6 +47,7 @@ class OptimConfig:
 
     lr: float = 3e-4
     final_lr: float = 0.01
+    camera_decoder_lr: float = 0.1
     warm_up: int = 200
     steps: int = 10_000
     accumulate: int = 1
@@ -126,18 +129,23 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+def parameter_groups(parameters: dict[str, torch.nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
+    """Groups of AdamW: matrices decay, biases, norms, scales and tokens do not; the camera decoder has its own rate."""
+    groups = {}
+    for name, parameter in parameters.items():
+        decay = config.weight_decay if parameter.ndim >= 2 and min(parameter.shape) > 1 else 0.0
+        factor = config.camera_decoder_lr if "camera_decoder" in name else 1.0
+        group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay, "factor": factor})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
 class _Run:
     def __init__(self, config: TrainConfig, task: Task, accelerator):
         self.config, self.task, self.accelerator = config, task, accelerator
         self.parameters = trained_parameters(task.module)
-        # Matrices decay; biases, norms, scales and tokens do not.
-        matrices = [p for p in self.parameters.values() if p.ndim >= 2 and min(p.shape) > 1]
-        others = [p for p in self.parameters.values() if not (p.ndim >= 2 and min(p.shape) > 1)]
-        groups = [
-            {"params": matrices, "weight_decay": config.optim.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ]
         task.module.to(accelerator.device)
+        groups = parameter_groups(self.parameters, config.optim)
         self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
         self.module = accelerator.prepare(task.module)
         self.average = MovingAverage(self.parameters, config.optim.ema) if config.optim.ema else None
@@ -199,7 +207,7 @@ class _Run:
         """One optimizer step. Returns the terms, the gradient norm, and whether it was finite (else: not taken)."""
         config, accelerator = self.config.optim, self.accelerator
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config, self.step)
+            group["lr"] = group["factor"] * learning_rate(config, self.step)
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
@@ -210,7 +218,8 @@ class _Run:
                 (terms["loss"] / config.accumulate).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / config.accumulate
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters.values(), config.clip)
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], config.clip) for group in self.optimizer.param_groups]
+        norm = torch.stack(norms).norm()
         values = torch.stack([*(value.double() for value in sums.values()), norm.detach().double()])
         values = accelerator.reduce(values, "mean")  # every process sees the same numbers, so all decide alike
         finite = bool(torch.isfinite(values).all())

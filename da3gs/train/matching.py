@@ -1,9 +1,13 @@
 """An auxiliary target: which patch of another view shows the same surface.
 
-Multi-view features learn to match within hundreds of steps this way, long before depth or pose would teach them.
+Multi-view features learn to match within hundreds of steps this way, long before depth or pose would teach them. Two
+places can be asked: projections of a block's features, and the attention itself: the queries and keys of one head of the
+blocks that look across views. The second puts the position of the match straight into the token that asked, which is
+what rays, depth and cameras are then read from.
+
 The projections belong to training only; they are not part of the exported network.
 
-Letters: B scenes, V views, P patches of a view, C channels.
+Letters: B scenes, V views, P patches of a view, C channels, L places that are asked.
 """
 
 from dataclasses import dataclass
@@ -11,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from da3gs.losses import correspondence_cross_entropy
+from da3gs.model.layers import Block
 from da3gs.model.presets import PATCH
 
 _SAME_DEPTH = 0.1  # relative difference up to which two depths are one surface
@@ -26,44 +32,71 @@ class MatchingConfig:
         layers: Backbone blocks whose features must match.
         width: Channels of the projected features.
         temperature: Factor on the cosine similarities.
+        attention_layers: Cross-view blocks whose first attention head must look at the match.
     """
 
     weight: float = 0.0
     layers: tuple[int, ...] = (7, 9, 11)
     width: int = 96
     temperature: float = 15.0
+    attention_layers: tuple[int, ...] = ()
 
-    def loss(self, features: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy and hit rate of view 0 against view 1, over layers. features [L, B, V, P, C]."""
+    def loss(self, logits: Float[Tensor, "L B V P V P"], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy over places and ordered pairs of views, and the hit rate of the best place."""
         answer, mask = patch_matches(batch)
-        results = [
-            correspondence_cross_entropy(layer[:, 0], layer[:, 1], answer, mask, temperature=self.temperature)
-            for layer in features
-        ]
+        results = [correspondence_cross_entropy(place, answer, mask) for place in logits]
         loss, accuracy = (torch.stack(values) for values in zip(*results, strict=True))
         return loss.mean(), accuracy.max()
 
 
 class MatchingHead(nn.Module):
-    """One projection per layer."""
+    """One projection per layer of features; attention needs none."""
 
     def __init__(self, channels: int, config: MatchingConfig):
         super().__init__()
-        self.layers = config.layers
+        self.layers, self.attention_layers = config.layers, config.attention_layers
+        self.temperature = config.temperature
         self.project = nn.ModuleList(nn.Linear(channels, config.width) for _ in config.layers)
 
-    def forward(self, features: dict[int, Tensor]) -> Float[Tensor, "L B V P C"]:
-        levels = [
-            project(features[layer].flatten(2, 3)) for layer, project in zip(self.layers, self.project, strict=True)
-        ]
-        return torch.stack(levels)
+    def forward(
+        self, features: dict[int, Tensor], blocks: nn.ModuleList, entering: dict[int, Tensor]
+    ) -> Float[Tensor, "L B V P V P"]:
+        """Logits of every patch for every patch of every view.
+
+        Args:
+            features: Patch features [B, V, h, w, C] of `layers`.
+            blocks: Those of the backbone.
+            entering: Tokens [B, V, 1 + P, C] that enter each of `attention_layers`.
+        """
+        places = []
+        for layer, project in zip(self.layers, self.project, strict=True):
+            descriptors = F.normalize(project(features[layer].flatten(2, 3)), dim=-1)
+            places.append(self.temperature * torch.einsum("bipc,bjqc->bipjq", descriptors, descriptors))
+        places += [attention_logits(blocks[layer], entering[layer][:, :, 1:]) for layer in self.attention_layers]
+        return torch.stack(places)
+
+
+def attention_logits(block: Block, patches: Float[Tensor, "B V P C"]) -> Float[Tensor, "B V P V P"]:
+    """What the first head of a cross-view block hands to its softmax, for patches (whose rotary angles are all one)."""
+    attention, width = block.attention, patches.shape[-1]
+    head = width // attention.heads
+    normed = block.attention_norm(patches)
+    weight, bias = attention.qkv.weight, attention.qkv.bias
+    query, key = (
+        norm(F.linear(normed, weight[first : first + head], bias[first : first + head]))
+        for norm, first in ((attention.query_norm, 0), (attention.key_norm, width))
+    )
+    return torch.einsum("bipc,bjqc->bipjq", query, key) / head**0.5
 
 
 @torch.no_grad()
-def patch_matches(batch: dict[str, Tensor]) -> tuple[Int64[Tensor, "B P"], Bool[Tensor, "B P"]]:
-    """For every patch centre of view 0 the patch of view 1 that shows the same surface, and where there is one."""
+def patch_matches(batch: dict[str, Tensor]) -> tuple[Int64[Tensor, "B V P V"], Bool[Tensor, "B V P V"]]:
+    """For the centre of every patch of every view: the patch of each view that shows the same surface, if one does.
+
+    A view is never asked about itself.
+    """
     depth, world_from_cam, K = batch["depth"], batch["world_from_cam"].float(), batch["K"].float()
-    height, width = depth.shape[-2:]
+    views, (height, width) = depth.shape[1], depth.shape[-2:]
     rows, columns = height // PATCH, width // PATCH
     v, u = torch.meshgrid(
         torch.arange(rows, device=depth.device) * PATCH + PATCH // 2,
@@ -71,17 +104,20 @@ def patch_matches(batch: dict[str, Tensor]) -> tuple[Int64[Tensor, "B P"], Bool[
         indexing="ij",
     )
     u, v = u.flatten(), v.flatten()
-    z = depth[:, 0, v, u]
+    z = depth[:, :, v, u]
     pixels = torch.stack([u + 0.5, v + 0.5, torch.ones_like(u)], -1).to(z)
-    points = (pixels @ torch.linalg.inv(K[:, 0]).transpose(1, 2)) * z[..., None]
-    world = points @ world_from_cam[:, 0, :3, :3].transpose(1, 2) + world_from_cam[:, 0, None, :3, 3]
-    local = (world - world_from_cam[:, 1, None, :3, 3]) @ world_from_cam[:, 1, :3, :3]
-    projected = local @ K[:, 1].transpose(1, 2)
+    points = torch.einsum("bvij,pj->bvpi", torch.linalg.inv(K), pixels) * z[..., None]
+    R, t = world_from_cam[..., :3, :3], world_from_cam[..., :3, 3]
+    world = torch.einsum("bvij,bvpj->bvpi", R, points) + t[:, :, None]
+    local = torch.einsum("bwji,bvpwj->bvpwi", R, world[:, :, :, None] - t[:, None, None])
+    projected = torch.einsum("bwij,bvpwj->bvpwi", K, local)
     ahead = local[..., 2].clamp(min=1e-6)
     column = (projected[..., 0] / ahead).clamp(-1, width).floor().long()
     row = (projected[..., 1] / ahead).clamp(-1, height).floor().long()
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (local[..., 2] > 0) & (z > 0)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (local[..., 2] > 0)
     column, row = column.clamp(0, width - 1), row.clamp(0, height - 1)
-    seen = depth[:, 1].flatten(1).gather(1, row * width + column)
-    visible = inside & ((seen - local[..., 2]).abs() < _SAME_DEPTH * local[..., 2].abs())
+    index = (row * width + column).permute(0, 3, 1, 2).flatten(2)  # [B, W, V P]
+    seen = depth.flatten(2).gather(2, index).unflatten(2, (views, -1)).permute(0, 2, 3, 1)
+    visible = inside & ((seen - local[..., 2]).abs() < _SAME_DEPTH * local[..., 2].abs()) & (z > 0)[..., None]
+    visible &= ~torch.eye(views, dtype=torch.bool, device=depth.device)[None, :, None]
     return (row // PATCH) * columns + column // PATCH, visible

@@ -23,6 +23,7 @@ from da3gs.data.view_sampling import views_of_batch
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.rays import points_on_rays, ray_map
+from da3gs.geometry.rotations import rotation_angle
 from da3gs.images import normalise
 from da3gs.model.camera_heads import decode_cameras, encode_cameras
 from da3gs.model.checkpoints import load_network, save_checkpoint
@@ -65,6 +66,7 @@ class StudentTask:
         images_per_batch: Pictures per step over all processes; scenes per step = images_per_batch // views.
         views: Fewest and most views of a sample.
         single_view: Probability of a batch of single views (depth from one picture).
+        near_views: Probability that a sample takes the views turned least from its first one, instead of any.
         known_poses: Probability that a batch gets its true poses as camera tokens.
         color_jitter: Random exposure, contrast and tint of a scene (0: none).
         depth_at_cells: Predict and supervise depth on the ray map's grid (8/14 of the image) instead of every pixel:
@@ -85,6 +87,7 @@ class StudentTask:
     images_per_batch: int = 16
     views: tuple[int, int] = (2, 18)
     single_view: float = 0.0
+    near_views: float = 0.0
     known_poses: float = 0.2
     color_jitter: float = 0.2
     mirror: bool = True
@@ -101,7 +104,7 @@ class StudentTask:
             raise InputError(f"views must be (fewest, most) with 1 <= fewest <= most; got {low}, {high}")
         if self.images_per_batch < low:
             raise InputError(f"images_per_batch {self.images_per_batch} cannot hold a sample of {low} views")
-        for name in ("known_poses", "single_view"):
+        for name in ("known_poses", "single_view", "near_views"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a probability; got {getattr(self, name)}")
 
@@ -121,7 +124,7 @@ class StudentModule(nn.Module):
     def forward(
         self, images: Tensor, camera_encoding: Tensor | None, depth_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """Maps by name, [B, V, ...]; "camera_encoding" [B, V, 9]; "matching" features or None.
+        """Maps by name, [B, V, ...]; "camera_encoding" [B, V, 9]; "matching" logits or None.
 
         Args:
             images: Normalised.
@@ -137,15 +140,21 @@ class StudentModule(nn.Module):
             maps = network.head(tokens, size, rays=True)
         with torch.autocast(images.device.type, enabled=False):
             encoding = network.camera_decoder(tokens.class_token(-1))
-            queries = None
-            if layers:
-                queries = self.matching({layer: tokens.exported[layer].float() for layer in layers})
+            logits = None
+            if self.matching is not None and images.shape[1] > 1:
+                # A tap holds what leaves the last single-view block: what enters its own, cross-view block.
+                taps = dict(zip(network.config.backbone.tap_layers, tokens.taps, strict=True))
+                logits = self.matching(
+                    {layer: tokens.exported[layer].float() for layer in layers},
+                    network.backbone.blocks,
+                    {layer: taps[layer][0].float() for layer in self.matching.attention_layers},
+                )
         output = {
             name: value.float().unflatten(0, images.shape[:2])
             for name, value in vars(maps).items()
             if value is not None
         }
-        return output | {"camera_encoding": encoding, "matching": queries}
+        return output | {"camera_encoding": encoding, "matching": logits}
 
 
 class Student:
@@ -159,7 +168,13 @@ class Student:
             network = build_model(preset(config.model)).train()
         if getattr(network, "camera_decoder", None) is None:
             raise InputError(f"the student must be an any-view network with cameras; {config.model} has none")
-        matching = MatchingHead(network.config.backbone.width, config.matching) if config.matching.weight > 0 else None
+        backbone = network.config.backbone
+        if not set(config.matching.attention_layers) <= set(backbone.tap_layers) or not backbone.concat_local:
+            raise InputError(
+                f"matching.attention_layers must be among the tap layers {list(backbone.tap_layers)} of {config.model}; "
+                f"got {list(config.matching.attention_layers)}"
+            )
+        matching = MatchingHead(backbone.width, config.matching) if config.matching.weight > 0 else None
         self.module = StudentModule(network, matching, low_precision_heads=config.low_precision_heads)
         self.source = config.data.open()
         self.images_per_step = config.images_per_batch
@@ -178,7 +193,9 @@ class Student:
         samples = []
         for place, scene in list(enumerate(scenes))[rank::processes]:
             own = random.Random(f"{self.seed} student {index} {place}")
-            sample = self.source.load(scene, own.sample(range(config.data.views), views))
+            sample = self.source.load(scene)
+            near = own.random() < config.near_views
+            sample = sample[nearest_views(sample.cameras, own, views) if near else own.sample(range(len(sample)), views)]
             if config.mirror and own.random() < 0.5:
                 sample = sample.mirrored()
             samples.append(
@@ -215,6 +232,15 @@ class Student:
 
 
 # ------------------------------------------------------------------------------------------------ batches
+
+
+def nearest_views(cameras: Cameras, rng: random.Random, count: int) -> list[int]:
+    """A random view, then the `count` - 1 whose rotation is nearest to its own."""
+    first = rng.randrange(len(cameras))
+    R = cameras.cam_from_world[:, :3, :3]
+    angles = rotation_angle(R[first].expand_as(R), R)
+    angles[first] = -1
+    return angles.argsort()[:count].tolist()
 
 
 def jitter(images: Tensor, rng: random.Random, strength: float) -> Tensor:

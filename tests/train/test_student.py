@@ -7,7 +7,7 @@ import torch
 from train.rooms import room
 
 from da3gs.errors import InputError
-from da3gs.train.matching import patch_matches
+from da3gs.train.matching import MatchingConfig, attention_logits, patch_matches
 from da3gs.train.student import StudentTask, scene_targets, student_batch
 
 
@@ -67,11 +67,40 @@ def test_known_poses_are_those_prediction_would_be_given(sample):
 def test_matches_show_the_same_surface(sample):
     batch = student_batch([sample], posed=False)
     answer, mask = patch_matches(batch)
-    assert 0.1 < mask.float().mean() < 1
     points = batch["rays"][0, ..., 3:] + batch["cell_depth"][0, ..., None] * batch["rays"][0, ..., :3]
-    centres = points[:2, 4::8, 4::8].flatten(1, 2)
-    distance = (centres[0] - centres[1][answer[0]]).norm(dim=-1)[mask[0]]
-    assert distance.median() < 0.15 < (centres[0] - centres[1]).norm(dim=-1).median()
+    centres = points[:, 4::8, 4::8].flatten(1, 2)
+    for view, other in ((0, 1), (2, 0), (1, 3)):
+        seen = mask[0, view, :, other]
+        assert 0.1 < seen.float().mean() < 1
+        distance = (centres[view] - centres[other][answer[0, view, :, other]]).norm(dim=-1)[seen]
+        assert distance.median() < 0.15 < (centres[view] - centres[other]).norm(dim=-1).median()
+    assert not mask[0].diagonal(dim1=0, dim2=2).any(), "no view is asked about itself"
+
+
+def test_attention_that_is_asked_for_matches_is_the_attention_of_the_block(monkeypatch):
+    from torch.nn import functional as F
+
+    from da3gs.model.network import build_model
+    from da3gs.model.presets import preset
+
+    torch.manual_seed(0)
+    backbone = build_model(preset("da3-tiny")).backbone.eval()
+    seen = []
+    kernel = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda q, k, v: seen.append((q, k)) or kernel(q, k, v))
+    with torch.no_grad():
+        tokens = backbone(torch.randn(1, 2, 3, 28, 42), reference_view="first")
+    for tap, layer in ((0, 5), (2, 9)):
+        query, key = seen[layer]
+        weights = (query[0, 0] @ key[0, 0].T / query.shape[-1] ** 0.5).view(2, 7, 2, 7)[:, 1:, :, 1:]
+        logits = attention_logits(backbone.blocks[layer], tokens.taps[tap][0][:, :, 1:])
+        torch.testing.assert_close(logits[0], weights, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_can_be_asked_only_where_it_crosses_views(smoke):
+    task = replace(smoke().task, matching=MatchingConfig(weight=0.1, attention_layers=(6,)))
+    with pytest.raises(InputError, match=r"attention_layers must be among the tap layers"):
+        task.open(0)
 
 
 def test_batches_are_functions_of_their_index_and_split_among_processes(smoke):
