@@ -1,22 +1,40 @@
-"""Cameras from a file of their own, for images that lie elsewhere: matched by name, checked by size."""
+"""Cameras from a file of their own, for images that lie elsewhere: matched by name, brought to their size."""
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import torch
 
-from da3gs.data.cameras_json import read_cameras_json
+from da3gs.data.cameras_json import read_camera_records
 from da3gs.data.colmap import read_colmap
+from da3gs.data.lens import Lens
 from da3gs.data.photo_files import exif_orientation, upright_size
+from da3gs.data.photographs import Photograph, scaled_lens
 from da3gs.data.posed_images import Photo, PosedImages
 from da3gs.data.transforms_json import read_transforms_json
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import image_size
+from da3gs.images import PATCH_PX, image_size
 
+# Integer sizes of downscaled images bend the aspect ratio a little; a turned or cropped image bends it more.
 _ASPECT_TOLERANCE = 0.02
+# Names of a scene folder: cameras of the images it holds, and the images.
+_OWN_FILE, _OWN_IMAGES = "cameras.json", "images"
+
+
+@dataclass(frozen=True, eq=False)
+class _Listed:
+    """The cameras of a file, as it has them; per view a lens, who turns the image, and where it comes from."""
+
+    names: tuple[str, ...]
+    cameras: Cameras
+    lenses: tuple[Lens | None, ...]
+    upright: tuple[bool | None, ...]
+    depth_paths: tuple[Path | None, ...]
+    photographs: tuple[Photograph | None, ...]
 
 
 def attach_cameras(
@@ -24,8 +42,12 @@ def attach_cameras(
 ) -> tuple[PosedImages, dict[int, str], list[str]]:
     """Cameras of a file or folder for given images.
 
+    Cameras for images of another size are scaled when the aspect ratio is the same. Those that ``reconstruct`` wrote
+    know the photographs they come from: their crop, lens and EXIF turn are accounted for, so the photographs can be
+    given again. The images that lie beside them in the scene folder are taken as they are.
+
     Args:
-        source: A ``cameras.json``, a ``transforms.json``, or a COLMAP model or project folder.
+        source: A ``cameras.json``, a ``transforms.json``, or a scene, COLMAP model or project folder.
         paths: The images.
         names: Their names; file names, or paths relative to a common folder.
 
@@ -33,45 +55,35 @@ def attach_cameras(
         The images that have a camera, in the order given; index -> reason for the others; notes.
 
     Raises:
-        InputError: No such file, no image has a camera, or sizes that do not fit.
+        InputError: No such file, no image has a camera, or another aspect ratio that nothing explains.
         FormatError, MissingDependencyError: As the readers.
     """
     source = Path(source).expanduser()
     if not source.exists():
         raise InputError(f"camera file {source} does not exist")
-    if source.is_dir() or source.name.startswith("transforms"):
-        transforms = source.is_file() or (source / "transforms.json").is_file()
-        folder = os.path.commonpath([path.absolute().parent for path in paths])
-        data = read_transforms_json(source) if transforms else read_colmap(source, folder, missing="skip").images
-        matched = _match(names, data.names)
-        known: list[tuple[int, int]] = sorted(matched.items())
-        photos = tuple(
-            Photo(paths[i], names[i], data.photos[j].lens, data.photos[j].upright, data.photos[j].depth_path)
-            for i, j in known
-        )
-        cameras, total = data.cameras, len(data)
-        notes: list[str] = []
-    else:
-        cameras, listed = read_cameras_json(source)
-        total = len(listed)
-        matched = _match(names, listed)
-        notes = []
-        if not matched and len(names) == len(listed) and listed == tuple(f"view_{i:03d}" for i in range(len(listed))):
-            matched = {index: index for index in range(len(names))}
-            notes.append(f"{source.name} does not name its views; they are taken in the order of the images")
-        known = sorted(matched.items())
-        fitted = [_fit(cameras[j], paths[i], names[i], source) for i, j in known]
-        turned = [upright for _, upright in fitted]
-        photos = tuple(Photo(paths[i], names[i], None, turned[order]) for order, (i, _) in enumerate(known))
-        if fitted:
-            cameras = Cameras.cat([camera for camera, _ in fitted])
-            known = [(i, position) for position, (i, _) in enumerate(known)]
-    if not known:
+    listed = _read(source, paths)
+    matched = _match(names, listed.names)
+    notes: list[str] = []
+    if not matched and len(names) == len(listed.names) and _unnamed(listed.names):
+        matched = {index: index for index in range(len(names))}
+        notes.append(f"{source.name} does not name its views; they are taken in the order of the images")
+    if not matched:
         raise InputError(f"{source} has no camera for any of the {len(names)} images (the first is {names[0]})")
+    known = sorted(matched.items())
+    photos, cameras = [], []
+    lenses: dict[tuple, Lens] = {}
+    for i, j in known:
+        camera, lens, upright = _fit(listed, j, paths[i], names[i], source)
+        if lens is not None:
+            lens = scaled_lens(lens, *camera.size, lenses)
+        photos.append(Photo(paths[i], names[i], lens, upright, listed.depth_paths[j]))
+        cameras.append(camera.to(torch.float32))
+    fitted = Cameras.cat(cameras)
+    notes += _size_notes(source, listed, [j for _, j in known], fitted)
     without = {index: f"{source.name} has no camera for it" for index in range(len(names)) if index not in matched}
-    if total > len(known):
-        notes.append(f"{total - len(known)} cameras of {source.name} have no image here")
-    return PosedImages(photos, cameras[torch.tensor([j for _, j in known])]), without, notes
+    if len(listed.names) > len(known):
+        notes.append(f"{len(listed.names) - len(known)} cameras of {source.name} have no image here")
+    return PosedImages(tuple(photos), fitted), without, notes
 
 
 def listed_images(source: str | os.PathLike) -> list[str]:
@@ -85,18 +97,56 @@ def listed_images(source: str | os.PathLike) -> list[str]:
     return [frame["file_path"] for content in contents for frame in content["frames"]]
 
 
+def _read(source: Path, paths: Sequence[Path]) -> _Listed:
+    own = source / _OWN_FILE if source.is_dir() else source
+    if own.is_file() and not own.name.startswith("transforms"):
+        cameras, names, photographs = read_camera_records(own)
+        nothing = (None,) * len(names)
+        return _Listed(names, cameras, nothing, nothing, nothing, photographs)
+    photographs = ()
+    if source.is_file() or (source / "transforms.json").is_file():
+        data = read_transforms_json(source)
+        beside = (source if source.is_dir() else source.parent) / _OWN_FILE
+        if beside.is_file():  # a scene folder: the same views, whose photographs only cameras.json knows
+            cameras, _, photographs = read_camera_records(beside)
+            same = len(cameras) == len(data) and torch.equal(
+                torch.stack([cameras.width, cameras.height]), torch.stack([data.cameras.width, data.cameras.height])
+            )
+            photographs = photographs if same else ()
+    else:
+        folder = os.path.commonpath([path.absolute().parent for path in paths])
+        data = read_colmap(source, folder, missing="skip").images
+    return _Listed(
+        data.names,
+        data.cameras,
+        tuple(photo.lens for photo in data.photos),
+        tuple(photo.upright for photo in data.photos),
+        data.depth_paths,
+        photographs or (None,) * len(data),
+    )
+
+
 def _match(names: Sequence[str], listed: Sequence[str]) -> dict[int, int]:
-    """Index of an image -> index of the camera of its name: the whole name, else the part after the last slash."""
+    """Index of an image -> index of the camera of its name: the whole name, else the part after the last slash, else
+    that without its suffix (a scene holds ``images/0001.png`` for the photograph ``0001.jpg``)."""
     whole = {_plain(name): index for index, name in enumerate(listed)}
     bare: dict[str, list[int]] = {}
+    stems: dict[str, list[int]] = {}
     for index, name in enumerate(listed):
         bare.setdefault(PurePosixPath(_plain(name)).name, []).append(index)
+        stems.setdefault(PurePosixPath(_plain(name)).stem, []).append(index)
     matched = {}
     for index, name in enumerate(names):
         same = bare.get(PurePosixPath(name).name, [])
         if name in whole:
             matched[index] = whole[name]
         elif len(same) == 1:
+            matched[index] = same[0]
+    taken = set(matched.values())
+    own_stems = [PurePosixPath(name).stem for name in names]
+    for index, stem in enumerate(own_stems):
+        same = stems.get(stem, [])
+        if index not in matched and len(same) == 1 and same[0] not in taken and own_stems.count(stem) == 1:
             matched[index] = same[0]
     return matched
 
@@ -105,18 +155,69 @@ def _plain(name: str) -> str:
     return str(PurePosixPath(name.replace("\\", "/")))
 
 
-def _fit(camera: Cameras, path: Path, name: str, source: Path) -> tuple[Cameras, bool]:
-    """One camera at the size of its image, and whether it describes the image after its EXIF turn.
+def _unnamed(names: Sequence[str]) -> bool:
+    return tuple(names) == tuple(f"view_{index:03d}" for index in range(len(names)))
 
-    Cameras written by this package describe upright images, so that is tried first.
-    """
+
+def _fit(listed: _Listed, j: int, path: Path, name: str, source: Path) -> tuple[Cameras, Lens | None, bool]:
+    """One camera at the size of its image, its lens, and whether it describes the image after its EXIF turn."""
+    camera, photograph = listed.cameras[j].to(torch.float64), listed.photographs[j]
+    stored, upright = image_size(path), upright_size(path)
+    beside = path.absolute().parent == (source if source.is_dir() else source.parent).absolute() / _OWN_IMAGES
+    if photograph is not None and not (beside and stored == camera.size):
+        size = upright if photograph.turned else stored
+        if _same_aspect(size, (photograph.width, photograph.height)):
+            return photograph.whole(camera).scaled(width=size[0], height=size[1]), photograph.lens, photograph.turned
+        if not _same_aspect(stored, camera.size):
+            raise InputError(
+                f"{source}: the camera of {name} comes from a photograph of {photograph.width}x{photograph.height} px "
+                f"but the image has {size[0]}x{size[1]}: another aspect ratio; give the photographs the scene was made "
+                "from, or its own images"
+            )
+    # Cameras written by this package describe upright images, so that is tried first.
+    turn = listed.upright[j]
+    sizes = [(upright, exif_orientation(path) != 1), (stored, False)]
+    if turn is not None:
+        sizes = [(upright if turn else stored, turn)]
+    for size, turned in sizes:
+        if _same_aspect(size, camera.size) or _on_patch_grid(size, camera.size):
+            return camera.scaled(width=size[0], height=size[1]), listed.lenses[j], turned
     width, height = camera.size
-    sizes = [(upright_size(path), exif_orientation(path) != 1), (image_size(path), False)]
-    for (w, h), upright in sizes:
-        if abs(w / width / (h / height) - 1) <= _ASPECT_TOLERANCE:
-            return camera.scaled(width=w, height=h), upright
     w, h = sizes[0][0]
     raise InputError(
         f"{source}: the camera of {name} is for {width}x{height} px but the image has {w}x{h}: another aspect ratio; "
         "give the cameras of these very images"
     )
+
+
+def _same_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    return abs(size[0] / other[0] / (size[1] / other[1]) - 1) <= _ASPECT_TOLERANCE
+
+
+def _on_patch_grid(photograph: tuple[int, int], processed: tuple[int, int]) -> bool:
+    """Whether `processed` is what resizing a photograph to the network's patch grid gives: both sides rounded to 14 px,
+    which bends the aspect ratio of small images by more than the tolerance."""
+    if processed[0] % PATCH_PX or processed[1] % PATCH_PX:
+        return False
+    factors = [processed[axis] / photograph[axis] for axis in (0, 1)]
+    return any(
+        all(abs(photograph[axis] * factor - processed[axis]) <= (PATCH_PX + 1) / 2 for axis in (0, 1))
+        for factor in factors
+    )
+
+
+def _size_notes(source: Path, listed: _Listed, pick: Sequence[int], fitted: Cameras) -> list[str]:
+    moved, cropped, example = 0, 0, ""
+    for position, j in enumerate(pick):
+        before, after = listed.cameras[j].size, fitted[position].size
+        photograph = listed.photographs[j]
+        if before != after:
+            moved += 1
+            cropped += photograph is not None and photograph.cropped
+            example = example or f"{before[0]}x{before[1]} to {after[0]}x{after[1]} px"
+    if not moved:
+        return []
+    undone = f", {cropped} of them after undoing the recorded crop" if cropped else ""
+    return [
+        f"{moved} of {len(pick)} cameras of {source.name} were scaled to the size of their images{undone} ({example})"
+    ]

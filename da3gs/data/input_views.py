@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from da3gs.data.photo_files import exif_orientation
+from da3gs.data.photographs import Photograph
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import load_image
@@ -37,6 +38,7 @@ class InputViews:
         focal_hint_px: Focal length that EXIF implies, per view; some percent off, None where it does not say.
         skipped: (name, reason) of what was left out because it could not be used.
         notes: What was decided on the way, one sentence each.
+        photographs: Per view the photograph its image was made from; None where it is that photograph, turned upright.
     """
 
     names: tuple[str, ...]
@@ -48,9 +50,10 @@ class InputViews:
     focal_hint_px: tuple[float | None, ...]
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    photographs: tuple[Photograph, ...] | None = None
 
     def __post_init__(self):
-        for field in ("images", "sizes", "cameras", "depth", "focal_hint_px"):
+        for field in ("images", "sizes", "cameras", "depth", "focal_hint_px", "photographs"):
             value = getattr(self, field)
             if value is not None and len(value) != len(self.names):
                 raise InputError(f"InputViews.{field} must have one entry per view ({len(self)}); got {len(value)}")
@@ -71,6 +74,7 @@ class InputViews:
             cameras=None if self.cameras is None else self.cameras[pick],
             depth=None if self.depth is None else tuple(self.depth[i] for i in pick),
             focal_hint_px=tuple(self.focal_hint_px[i] for i in pick),
+            photographs=None if self.photographs is None else tuple(self.photographs[i] for i in pick),
         )
 
     def load_image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:

@@ -28,6 +28,7 @@ from da3gs.data.photo_files import (
     unusable_reason,
     upright_size,
 )
+from da3gs.data.photographs import Photograph
 from da3gs.data.posed_images import PosedImages
 from da3gs.data.rgbd import depth_of_view
 from da3gs.data.transforms_json import read_transforms_json
@@ -251,16 +252,20 @@ def _posed(
         )
     elif all(photo.depth_path is not None for photo in picked.photos):
         notes += ("the data set has measured depth, which is not used; ask for it with 'depth'",)
+    sizes = tuple((int(w), int(h)) for w, h in zip(picked.cameras.width, picked.cameras.height, strict=True))
     return InputViews(
         names=picked.names,
         images=tuple(images),
-        sizes=tuple((int(w), int(h)) for w, h in zip(picked.cameras.width, picked.cameras.height, strict=True)),
+        sizes=sizes,
         cameras=picked.cameras,
         depth=depths,
         kind="rgbd" if depth else kind,
         focal_hint_px=(None,) * len(picked),
         skipped=tuple(absent) + tuple((names[i], reason) for i, reason in sorted(skipped.items())),
         notes=notes,
+        photographs=tuple(
+            Photograph(*size, photo.upright, photo.lens) for size, photo in zip(sizes, picked.photos, strict=True)
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 ::
 
     scene.ply           the Gaussians
-    cameras.json        the context cameras, at the size of the maps
+    cameras.json        the context cameras, at the size of the maps, and how these came from the photographs
     transforms.json     the same for nerfstudio: ns-train takes it from here
     images/NAME.png     what the network saw
     depth/NAME.png      16 bits, 0 unknown; times depth_unit_scale_factor of transforms.json it is z-depth
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from da3gs.atomic import atomic_path
 from da3gs.data.cameras_json import read_cameras_json, write_cameras_json
+from da3gs.data.photographs import Photograph, photograph_from_dict
 from da3gs.data.transforms_json import write_transforms_json
 from da3gs.errors import FormatError, InputError
 from da3gs.export.gaussian_files import DEFAULT_FRAME, load_gaussians, save_gaussians
@@ -211,7 +212,7 @@ def _write_data(scene: Scene, folder: Path, names: Sequence[str]) -> None:
         frame="that of the given cameras" if given else DEFAULT_FRAME,
         comments=_comments(scene.report),
     )
-    write_cameras_json(folder / CAMERAS, scene.cameras, names)
+    write_cameras_json(folder / CAMERAS, scene.cameras, names, _photographs(scene))
     unit = _depth_unit(scene.depth)
     write_transforms_json(
         folder / TRANSFORMS,
@@ -289,6 +290,14 @@ def _names(scene: Scene) -> tuple[str, ...]:
     if isinstance(names, list) and len(names) == len(scene.cameras):
         return tuple(str(name) for name in names)
     return tuple(f"view_{index:03d}" for index in range(len(scene.cameras)))
+
+
+def _photographs(scene: Scene) -> tuple[Photograph, ...] | None:
+    """The record of the pictures, if the report has one for the cameras of this scene."""
+    records = scene.report.get("photographs")
+    if not isinstance(records, list) or len(records) != len(scene.cameras):
+        return None
+    return tuple(photograph_from_dict(record, f"report, photograph {i}") for i, record in enumerate(records))
 
 
 def _on_cpu(scene: Scene) -> Scene:

@@ -32,7 +32,7 @@ from da3gs.pipeline.fitting import fitted, splat_size
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_poses
-from da3gs.pipeline.report import Report, model_facts, pose_facts
+from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
 from da3gs.pipeline.sources import Source, depth_on, gather, thinned, views_without_network
 from da3gs.pipeline.stages import Stages
 from da3gs.pipeline.upsampling import joint_upsample
@@ -214,6 +214,7 @@ def _measured(source: Source, config: ReconstructConfig, stages: Stages, report:
         "note": "measured depth and given cameras: no network ran",
     }
     report.content["poses"] = {"source": source.poses_from}
+    report.content["photographs"] = photograph_facts(source, views)
     return _Surface(views, depth, views.cameras, splats, "given")
 
 
@@ -250,6 +251,7 @@ def _predicted(
     for note in prediction.notes:
         report.warn(note, logged=True)
     views = replace(prediction.views, names=source.names)
+    report.content["photographs"] = photograph_facts(source, views)
     report.content["poses"] = pose_facts(
         prediction,
         poses_from=source.poses_from if source.posed else None,
@@ -275,6 +277,7 @@ def _finer(source: Source, surface: _Surface, size_px: int, report: Report) -> _
     small = surface.views
     large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
     large = large.to(surface.depth.device)
+    report.content["photographs"] = photograph_facts(source, large)
     width, height = large.size
 
     def enlarged(values):

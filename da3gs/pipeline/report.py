@@ -2,6 +2,7 @@
 
 import logging
 import platform
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import numpy as np
 import torch
 
 from da3gs import __version__
+from da3gs.data.photographs import Photograph
 from da3gs.geometry.alignment import Alignment
 from da3gs.geometry.cameras import Cameras
+from da3gs.images import Views
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,17 @@ class Report:
         self.content["warnings"].append(message)
         if not logged:
             logger.warning(message)
+
+
+def photograph_facts(source: Source, views: Views) -> list[dict[str, Any]]:
+    """Per view how its image was made from a photograph; with it ``cameras.json`` fits the photographs again."""
+    facts = []
+    for view in range(len(source)):
+        width, height = views.original_size[view].tolist()
+        taken = Photograph(width, height, source.upright) if source.photographs is None else source.photographs[view]
+        resized, left_top = views.resized_size[view].tolist(), views.crop_left_top[view].tolist()
+        facts.append(replace(taken, resized=tuple(resized), left_top=tuple(left_top)).to_dict())
+    return facts
 
 
 def model_facts(model: DA3Model, asked: str | Path | DA3Model) -> dict[str, Any]:

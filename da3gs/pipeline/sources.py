@@ -17,6 +17,7 @@ from torch import Tensor
 
 from da3gs.data.input_views import InputViews
 from da3gs.data.photo_files import upright_size
+from da3gs.data.photographs import Photograph
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import (
@@ -46,6 +47,7 @@ class Source:
         upright: Turn files upright by their EXIF tag.
         poses_from: Who found the poses, if there are any. Only a "given" frame and scale are the user's own; others are
             made upright, centred and of unit size like predicted ones.
+        photographs: What each picture was made from, where it is not a photograph itself.
     """
 
     images: Sequence[ImageLike]
@@ -55,9 +57,15 @@ class Source:
     facts: dict[str, Any] | None = None
     upright: bool = True
     poses_from: Literal["given", "structure from motion"] = "given"
+    photographs: Sequence[Photograph] | None = None
 
     def __post_init__(self):
-        for what, values in (("names", self.names), ("cameras", self.cameras), ("depth maps", self.depth)):
+        for what, values in (
+            ("names", self.names),
+            ("cameras", self.cameras),
+            ("depth maps", self.depth),
+            ("photographs", self.photographs),
+        ):
             if values is not None and len(values) != len(self.images):
                 raise InputError(f"expected one of each per image ({len(self.images)}); got {len(values)} {what}")
 
@@ -71,6 +79,7 @@ class Source:
             names=tuple(self.names[i] for i in pick),
             cameras=None if self.cameras is None else self.cameras[list(pick)],
             depth=None if self.depth is None else [self.depth[i] for i in pick],
+            photographs=None if self.photographs is None else [self.photographs[i] for i in pick],
         )
 
     @property
@@ -152,7 +161,15 @@ def source_from_input(
     }
     cameras = loaded.cameras if cameras is None else cameras
     depth = loaded.depth if depth is None else depth
-    return Source(list(loaded.images), tuple(loaded.names), cameras, depth, facts, upright=cameras is None)
+    return Source(
+        list(loaded.images),
+        tuple(loaded.names),
+        cameras,
+        depth,
+        facts,
+        upright=cameras is None,
+        photographs=loaded.photographs,
+    )
 
 
 def views_without_network(source: Source, size_px: int) -> Views:

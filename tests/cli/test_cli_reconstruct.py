@@ -1,17 +1,20 @@
 """`da3gs reconstruct`, as a user calls it: a small random model, and measured depth without any."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from assets import asset
 from oracle import CONFIG, HEIGHT, WIDTH, arc, see
 from PIL import Image
 from strategies_geometry import similarity
 
 from da3gs import Scene
 from da3gs.cli.main import COMMANDS, main
-from da3gs.data.cameras_json import write_cameras_json
+from da3gs.data.cameras_json import read_cameras_json, write_cameras_json
 from da3gs.data.transforms_json import write_transforms_json
 from da3gs.export.scene_folder import OWN_NAMES
 from da3gs.images import uint8_from_tensor
@@ -96,6 +99,62 @@ def test_cameras_of_a_file_are_obeyed_and_checked(capture, tmp_path, capsys):
     assert torch.allclose(flipped.centers, arc(5).centers, atol=1e-5)
     assert torch.allclose(flipped.look_directions, -arc(5).look_directions, atol=1e-5)
     assert "check_without_poses" not in report["poses"]
+
+
+def same_cameras(folder, other):
+    (cameras, names), (again, other_names) = (read_cameras_json(f / "cameras.json") for f in (folder, other))
+    assert [Path(name).stem for name in names] == [Path(name).stem for name in other_names]
+    assert cameras.size == again.size
+    assert torch.allclose(again.K, cameras.K, rtol=0, atol=1e-4)  # pixels
+    assert torch.allclose(again.cam_from_world, cameras.cam_from_world, rtol=0, atol=1e-5)
+
+
+def test_cameras_fit_the_photographs_they_were_made_from(capture, tmp_path, capsys):
+    """Real photographs with a lens, 9:16, so the patch grid bends the aspect ratio by more than 1 %."""
+    fox = asset("data/posed_fox")
+    quiet = ["--no-video", "--no-pose-check", "--json"]
+    assert run(capture, fox, tmp_path / "out", *quiet, "--max-views", "2") == 0
+    first = json.loads(capsys.readouterr().out)
+    (tmp_path / "photos").mkdir()
+    for name in first["views"]:
+        shutil.copy(fox / name, tmp_path / "photos")
+    for number, cameras in enumerate(("cameras.json", "", "transforms.json")):
+        again = tmp_path / f"again{number}"
+        arguments = ["--cameras", str(tmp_path / "out" / cameras), *quiet]
+        assert run(capture, tmp_path / "photos", again, *arguments) == 0
+        report = json.loads(capsys.readouterr().out)
+        same_cameras(tmp_path / "out", again)
+        assert any("were scaled to the size of their images" in note for note in report["input"]["notes"])
+        assert report["photographs"] == first["photographs"] and "lens" in report["photographs"][0]
+        # K at the photographs' size differs by float32 rounding, so undistorted pixels by a grey level at most.
+        difference = (Scene.load(tmp_path / "out").images - Scene.load(again).images).abs()
+        assert difference.max() < 1.01 / 255 and difference.mean() < 1e-4
+    # The scene's own images are not undistorted a second time.
+    assert run(capture, tmp_path / "out/images", tmp_path / "own", *arguments) == 0
+    assert "were scaled" not in capsys.readouterr().out
+    same_cameras(tmp_path / "out", tmp_path / "own")
+
+
+def test_a_recorded_crop_is_undone_and_another_shape_refused(capture, tmp_path, capsys):
+    """Photographs of two shapes are cropped to what they share; their cameras fit the whole photographs again."""
+    (tmp_path / "photos").mkdir()
+    for name, box in (("0003", (0, 0, 960, 640)), ("0004", (160, 0, 800, 640)), ("0005", (0, 0, 960, 640))):
+        with Image.open(asset(f"data/posed_fountain_p11/images/{name}.jpg")) as image:
+            image.crop(box).save(tmp_path / "photos" / f"{name}.png")
+    quiet = ["--no-video", "--no-pose-check", "--json"]
+    assert run(capture, tmp_path / "photos", tmp_path / "out", *quiet) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [record["crop_left_top"] for record in report["photographs"]] == [[0, 0], [0, 21], [0, 0]]
+    cameras = ["--cameras", str(tmp_path / "out/cameras.json")]
+    assert run(capture, tmp_path / "photos", tmp_path / "again", *quiet, *cameras) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "after undoing the recorded crop" in report["input"]["notes"][0]
+    same_cameras(tmp_path / "out", tmp_path / "again")
+    with Image.open(tmp_path / "photos/0003.png") as image:
+        image.crop((0, 0, 500, 640)).save(tmp_path / "photos/0003.png")
+    assert run(capture, tmp_path / "photos", tmp_path / "no", *quiet, *cameras) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "0003.png comes from a photograph of 960x640 px but the image has 500x640: another aspect ratio" in error
 
 
 def test_found_cameras_make_an_upright_frame_of_unit_size(capture, tmp_path, capsys, monkeypatch):
