@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, UInt8
 from da3gs.data.colmap import import_pycolmap, sparse_points, world_to_camera
 from da3gs.data.input_views import InputViews
 from da3gs.data.lens import Lens
+from da3gs.data.photographs import Photograph
 from da3gs.errors import InputError, MissingDependencyError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import PIXEL_CENTER_PX
@@ -39,6 +40,9 @@ _NEGLIGIBLE_PX = 0.5
 # driving forward: small angles, few matches, motion along the view.
 _USUAL_START: dict[str, float] = {}
 _RELAXED_START = {"init_min_tri_angle": 2.0, "init_min_num_inliers": 30, "init_max_forward_motion": 1.0}
+# Such views may not tell a radial term from the focal length (on a street walk with both free, the focal length came
+# out a third too short). There the term must lower the reprojection error to this share to be believed.
+_RADIAL_WORTH = 0.9
 _CAMERA_MODEL = "SIMPLE_RADIAL"  # f cx cy k
 
 
@@ -52,6 +56,7 @@ class SfmStats:
         observations_per_image: Mean number of points an image sees.
         reprojection_error_px: Mean, at the size the features were found at.
         track_length: Mean number of images that see a point.
+        relaxed: Whether only the second try with relaxed demands placed them.
     """
 
     images: int
@@ -60,6 +65,7 @@ class SfmStats:
     observations_per_image: float
     reprojection_error_px: float
     track_length: float
+    relaxed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,13 +133,13 @@ def run_sfm(
         files, sizes = _write_copies(images, hints, root / "images", max_size_px, bars("Reading images", len(images)))
         _extract(pycolmap, root, files, hints, max_features, threads, bars("Finding features", len(images)))
         _match(pycolmap, root, use_neighbours, threads, seed, bars("Matching features", None))
-        reconstruction = _map(pycolmap, root, seed, bars("Placing cameras", len(images)))
+        reconstruction, relaxed = _map(pycolmap, root, seed, bars("Placing cameras", len(images)))
         if reconstruction is None:
             raise InputError(
                 f"structure from motion could not place any two of the {len(images)} images ({names[0]}, ...): too "
                 "little overlap, texture or motion; take more overlapping photographs, or go without it"
             )
-        return _result(reconstruction, files, sizes)
+        return _result(reconstruction, files, sizes, relaxed)
 
 
 def with_sfm_cameras(views: InputViews, **options) -> InputViews:
@@ -155,6 +161,8 @@ def with_sfm_cameras(views: InputViews, **options) -> InputViews:
         f"structure from motion placed {stats.registered} of {stats.images} images "
         f"({stats.points} points, {stats.reprojection_error_px:.2f} px)"
     )
+    if stats.relaxed:
+        note += "; only a second try with relaxed demands did: little parallax or overlap, so depth is less certain"
     if left_out:
         note += f"; left out: {', '.join(name for name, _ in left_out[:8])}{' ...' if len(left_out) > 8 else ''}"
     picked = views[kept]
@@ -163,7 +171,8 @@ def with_sfm_cameras(views: InputViews, **options) -> InputViews:
         if lens is not None:
             K = found.cameras.K[index].double().numpy()
             images[index] = lens.undistort(picked.load_image(index), K)
-    posed = replace(picked, images=tuple(images)).with_cameras(found.cameras)
+    photographs = tuple(Photograph(*size, lens=lens) for size, lens in zip(picked.sizes, found.lenses, strict=True))
+    posed = replace(picked, images=tuple(images), photographs=photographs).with_cameras(found.cameras)
     return replace(posed, skipped=views.skipped + left_out, notes=(*views.notes, note))
 
 
@@ -271,37 +280,52 @@ def _match(pycolmap: ModuleType, root: Path, neighbours: bool, threads: int, see
     advance()
 
 
-def _map(pycolmap: ModuleType, root: Path, seed: int, advance: Callable) -> Any | None:
-    """The reconstruction with most images, or None; relaxed demands get a second try when some were left out."""
+def _map(pycolmap: ModuleType, root: Path, seed: int, advance: Callable) -> tuple[Any | None, bool]:
+    """The reconstruction with most images, or None, and whether it took relaxed demands; these get a second try when
+    some images were left out."""
     database = pycolmap.Database.open(root / "database.db")
     total = database.num_images()
     database.close()
-    found: list[Any] = []
-    for attempt, demands in enumerate((_USUAL_START, _RELAXED_START)):
+
+    def best(name: str, demands: dict[str, float], radial: bool) -> Any | None:
         options = pycolmap.IncrementalPipelineOptions()
         # Sums of several threads round differently from run to run, and bundle adjustment magnifies that.
         options.num_threads, options.random_seed = 1, seed
         options.min_model_size = 2
         options.max_num_models = 3
-        for name, value in demands.items():
-            setattr(options.mapper, name, value)
-        folder = root / f"models{attempt}"
-        folder.mkdir()
+        options.ba_refine_extra_params = radial
+        for option, value in demands.items():
+            setattr(options.mapper, option, value)
+        (root / name).mkdir()
         models = pycolmap.incremental_mapping(
             root / "database.db",
             root / "images",
-            folder,
+            root / name,
             options,
             initial_image_pair_callback=lambda: advance(2),
             next_image_callback=advance,
         )
-        found += [model for model in models.values() if model.num_reg_images() >= 2]
-        if any(model.num_reg_images() == total for model in found):
-            break
-    return max(found, key=lambda model: model.num_reg_images(), default=None)  # the first of equals
+        found = [model for model in models.values() if model.num_reg_images() >= 2]
+        return max(found, key=_images, default=None)  # the first of equals
+
+    usual = best("usual", _USUAL_START, True)
+    if _images(usual) == total:
+        return usual, False
+    relaxed = best("relaxed", _RELAXED_START, True)
+    if _images(relaxed) > _images(usual):
+        pinhole = best("pinhole", _RELAXED_START, False)
+        if _images(pinhole) >= _images(relaxed):
+            error, without = (model.compute_mean_reprojection_error() for model in (relaxed, pinhole))
+            relaxed = relaxed if error < _RADIAL_WORTH * without else pinhole
+        return relaxed, True
+    return usual, False
 
 
-def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]]) -> SfmResult:
+def _images(model: Any | None) -> int:
+    return 0 if model is None else model.num_reg_images()
+
+
+def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]], relaxed: bool) -> SfmResult:
     by_name = {image.name: image for image in reconstruction.images.values() if image.has_pose}
     kept = [index for index, file in enumerate(files) if file in by_name]
     poses, K, lenses = [], [], []
@@ -326,6 +350,7 @@ def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]])
         observations_per_image=float(reconstruction.compute_mean_observations_per_reg_image()),
         reprojection_error_px=float(reconstruction.compute_mean_reprojection_error()),
         track_length=float(reconstruction.compute_mean_track_length()),
+        relaxed=relaxed,
     )
     cameras = Cameras(torch.from_numpy(np.stack(poses)), torch.from_numpy(np.stack(K)), width, height).to(torch.float32)
     return SfmResult(cameras, registered, tuple(lenses), points, colors, stats)
