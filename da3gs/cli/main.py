@@ -41,6 +41,9 @@ COMMANDS: dict[str, Command] = {
     "doctor": Command(
         "da3gs.cli.doctor", "DoctorCommand", "Check this machine: what works, what to do about the rest."
     ),
+    "completion": Command(
+        "da3gs.cli.completion", "CompletionCommand", "Print a script that completes commands and flags in a shell."
+    ),
 }
 
 GLOBAL_OPTIONS = """Every command also takes:
@@ -77,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = f"{error.filename}: " if error.filename is not None else ""
         return _failed(f"{name}{error.strerror or error}", debug)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        _failed("interrupted; what was not complete has been removed", debug)
         return EXIT_INTERRUPTED
 
 
@@ -106,6 +109,7 @@ def _run(name: str, command: Command, arguments: list[str], *, debug: bool, quie
 
     import tyro
 
+    from da3gs.cli.arguments import parse
     from da3gs.cli.console import set_up_logging
 
     command_class = getattr(_import_command(name, command.module), command.class_name)
@@ -117,12 +121,8 @@ def _run(name: str, command: Command, arguments: list[str], *, debug: bool, quie
         "config": (tyro.conf.FlagCreatePairsOff,),
     }
     try:
-        # A command whose flags come from somewhere else than its fields brings a parser of its own.
-        if hasattr(command_class, "parse"):
-            parsed = command_class.parse(arguments, **options)
-        else:
-            parsed = tyro.cli(command_class, args=arguments, **options)
-    except SystemExit as exit_request:  # tyro has printed the help (0) or what is wrong with the arguments (2)
+        parsed = parse(command_class, arguments, **options)
+    except SystemExit as exit_request:  # the help has been printed
         return exit_request.code if isinstance(exit_request.code, int) else EXIT_BAD_INPUT
     set_up_logging(quiet=quiet, debug=debug)
     return parsed.run()

@@ -122,7 +122,7 @@ def test_debug_shows_the_traceback(capsys, tmp_path, flag_first):
 @pytest.mark.parametrize(
     ("failure", "status", "line"),
     [
-        (KeyboardInterrupt(), 130, "interrupted"),
+        (KeyboardInterrupt(), 130, "error: interrupted; what was not complete has been removed"),
         (OSError(28, "No space left on device", "out.ply"), 2, "error: out.ply: No space left on device"),
         (OSError("no number, no name"), 2, "error: no number, no name"),
     ],
