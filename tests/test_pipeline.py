@@ -1,5 +1,6 @@
 """`reconstruct` on a world of known shape: frames, scales, given cameras, their diagnosis, memory, the report."""
 
+import dataclasses
 import json
 import math
 
@@ -93,6 +94,77 @@ def test_residuals_are_reported():
     assert check["centre_residual_relative_max"] < 1e-4
     assert check["focal_given_over_predicted"] == pytest.approx(1, abs=1e-3)
     assert report["warnings"] == []
+
+
+# ------------------------------------------------------------------------------------------------ scale of depth
+
+
+class _ShortSighted(OracleModel):
+    """True cameras, true shape of depth, but 1.7 times as deep, as weak weights may have it."""
+
+    def _run(self, views, given, *rest):
+        out = super()._run(views, given, *rest)
+        return dataclasses.replace(out, depth=out.depth * 1.7)
+
+
+def _sparse(truth: Cameras, count: int, outliers: float = 0.2) -> list[torch.Tensor]:
+    """Points that each view sees, some percent off, and some anywhere."""
+    generator = torch.Generator().manual_seed(1)
+    points = []
+    for view, depth in enumerate(see(truth)[1]):
+        pick = torch.randint(depth.numel(), (count,), generator=generator)
+        on_surface = truth[view].unproject(depth[None])[0].reshape(-1, 3)[pick]
+        away = on_surface - truth.centers[view]
+        factor = 1 + 0.02 * torch.randn(count, 1, generator=generator)
+        wrong = torch.rand(count, 1, generator=generator) < outliers
+        factor = torch.where(wrong, factor * (0.3 + 2 * torch.rand(count, 1, generator=generator)), factor)
+        points.append(truth.centers[view] + factor * away)
+    return points
+
+
+def _scene_with_points(points, views=5, kind="free", cameras=None):
+    truth = arc(views, kind)
+    images, _ = see(truth)
+    source = Source(list(images), tuple("abcdefgh"[:views]), truth if cameras is None else cameras, points=points)
+    return reconstruct(source, model=_ShortSighted(truth, OWN_FRAME), config=SMALL), truth
+
+
+@pytest.mark.parametrize("kind", ["free", "rotating"])
+def test_sparse_points_bring_the_depth_to_scale(kind):
+    truth = arc(5, kind)
+    scene, _ = _scene_with_points(_sparse(truth, 200), kind=kind)
+    assert torch.equal(scene.cameras.cam_from_world, truth.cam_from_world)
+    error = (scene.depth / see(truth)[1] - 1).abs()
+    assert float(error.median()) < 0.02 and float(error.quantile(0.99)) < 0.03
+    facts = scene.report["depth_scale"]
+    expected = 1 / 1.7 if kind == "free" else 1 / 1.7 / float(OWN_FRAME.scale)
+    assert facts["factor"] == pytest.approx(expected, rel=0.02) and facts["source"] == "sparse points"
+    assert 900 < facts["points"] <= 1000 and facts["views"] == 5 and 0.01 < facts["spread"] < 0.05
+    assert all(value == pytest.approx(expected, rel=0.03) for value in facts["per_view"])
+    assert any(choice["what"] == "scale of the depth" for choice in scene.report["choices"])
+    # Centres in one place do not tell the scale; the points do.
+    assert scene.report["frame"]["unit"] == "given" and scene.report["warnings"] == []
+    image, _ = see(arc(13, kind)[6])
+    out = render(scene.gaussians, arc(13, kind)[6], RenderConfig(antialiased=True))
+    covered = out.alpha[0, ..., 0] > 0.5
+    assert covered.float().mean() > 0.9
+    assert psnr_db(out.rgb[0] / out.alpha[0].clamp(min=1e-3), image[0], covered) > 30
+
+
+def test_few_points_or_points_of_another_frame_change_nothing():
+    few, truth = _scene_with_points(_sparse(arc(5), 5))
+    assert few.report["depth_scale"]["factor"] == 1.0 and "too few" in few.report["depth_scale"]["source"]
+    assert torch.allclose(few.depth, 1.7 * see(truth)[1], rtol=1e-3)
+    behind, _ = _scene_with_points(_sparse(truth, 200), cameras=_misread(truth, "opengl"))
+    assert "do not see" in behind.report["depth_scale"]["source"]
+    nothing, _ = _scene_with_points([torch.empty(0, 3)] * 5)
+    assert nothing.report["depth_scale"]["points"] == 0
+    assert "depth_scale" not in _scene(3)[0].report
+
+
+def test_points_that_contradict_the_depth_are_doubted():
+    scene, _ = _scene_with_points(_sparse(arc(5), 200, outliers=1.0))
+    assert any("agree only to" in warning for warning in scene.report["warnings"])
 
 
 # ------------------------------------------------------------------------------------------------ diagnosis

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -27,13 +27,11 @@ _OWN_FILE, _OWN_IMAGES = "cameras.json", "images"
 
 @dataclass(frozen=True, eq=False)
 class _Listed:
-    """The cameras of a file, as it has them; per view a lens, who turns the image, and where it comes from."""
+    """The cameras of a file, as it has them; per view what else a data set knows, and where the image comes from."""
 
     names: tuple[str, ...]
     cameras: Cameras
-    lenses: tuple[Lens | None, ...]
-    upright: tuple[bool | None, ...]
-    depth_paths: tuple[Path | None, ...]
+    photos: tuple[Photo | None, ...]
     photographs: tuple[Photograph | None, ...]
 
 
@@ -74,9 +72,10 @@ def attach_cameras(
     lenses: dict[tuple, Lens] = {}
     for i, j in known:
         camera, lens, upright = _fit(listed, j, paths[i], names[i], source)
+        known_photo = listed.photos[j] or Photo(paths[i], names[i])
         if lens is not None:
             lens = scaled_lens(lens, *camera.size, lenses)
-        photos.append(Photo(paths[i], names[i], lens, upright, listed.depth_paths[j]))
+        photos.append(replace(known_photo, path=paths[i], name=names[i], lens=lens, upright=upright))
         cameras.append(camera.to(torch.float32))
     fitted = Cameras.cat(cameras)
     notes += _size_notes(source, listed, [j for _, j in known], fitted)
@@ -101,8 +100,7 @@ def _read(source: Path, paths: Sequence[Path]) -> _Listed:
     own = source / _OWN_FILE if source.is_dir() else source
     if own.is_file() and not own.name.startswith("transforms"):
         cameras, names, photographs = read_camera_records(own)
-        nothing = (None,) * len(names)
-        return _Listed(names, cameras, nothing, nothing, nothing, photographs)
+        return _Listed(names, cameras, (None,) * len(names), photographs)
     photographs = ()
     if source.is_file() or (source / "transforms.json").is_file():
         data = read_transforms_json(source)
@@ -116,14 +114,7 @@ def _read(source: Path, paths: Sequence[Path]) -> _Listed:
     else:
         folder = os.path.commonpath([path.absolute().parent for path in paths])
         data = read_colmap(source, folder, missing="skip").images
-    return _Listed(
-        data.names,
-        data.cameras,
-        tuple(photo.lens for photo in data.photos),
-        tuple(photo.upright for photo in data.photos),
-        data.depth_paths,
-        photographs or (None,) * len(data),
-    )
+    return _Listed(data.names, data.cameras, data.photos, photographs or (None,) * len(data))
 
 
 def _match(names: Sequence[str], listed: Sequence[str]) -> dict[int, int]:
@@ -175,13 +166,13 @@ def _fit(listed: _Listed, j: int, path: Path, name: str, source: Path) -> tuple[
                 "from, or its own images"
             )
     # Cameras written by this package describe upright images, so that is tried first.
-    turn = listed.upright[j]
+    photo = listed.photos[j]
     sizes = [(upright, exif_orientation(path) != 1), (stored, False)]
-    if turn is not None:
-        sizes = [(upright if turn else stored, turn)]
+    if photo is not None:
+        sizes = [(upright if photo.upright else stored, photo.upright)]
     for size, turned in sizes:
         if _same_aspect(size, camera.size) or _on_patch_grid(size, camera.size):
-            return camera.scaled(width=size[0], height=size[1]), listed.lenses[j], turned
+            return camera.scaled(width=size[0], height=size[1]), None if photo is None else photo.lens, turned
     width, height = camera.size
     w, h = sizes[0][0]
     raise InputError(

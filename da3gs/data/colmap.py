@@ -139,7 +139,8 @@ def read_colmap(
         (width, height), upright = _oriented(path, stored, (camera.width, camera.height), where)
         lens = _lens(camera, width, height, lenses, where)
         distorted = bool(lens.coefficients.any()) or lens.model == "fisheye"
-        photos.append(Photo(path, image.name, lens if distorted else None, upright))
+        seen = points_seen(reconstruction, image) if len(reconstruction.points3D) else None
+        photos.append(Photo(path, image.name, lens if distorted else None, upright, points=seen))
         poses.append(world_to_camera(image))
         if lens not in flat:
             flat[lens] = lens.pinhole_K() if distorted else lens.K
@@ -330,6 +331,13 @@ def _cameras(poses: np.ndarray, K: np.ndarray, sizes: list[tuple[int, int]], fol
             spread,
         )
     return cameras.to(torch.float32)
+
+
+def points_seen(reconstruction: Any, image: Any) -> Float[torch.Tensor, "m 3"]:
+    """World points on the tracks of a pycolmap image."""
+    tracked = [point.point3D_id for point in image.points2D if point.has_point3D()]
+    xyz = np.array([reconstruction.points3D[number].xyz for number in tracked], dtype=np.float32).reshape(-1, 3)
+    return torch.from_numpy(xyz)
 
 
 def sparse_points(reconstruction: Any) -> tuple[Float[torch.Tensor, "M 3"], UInt8[torch.Tensor, "M 3"]]:

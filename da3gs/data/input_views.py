@@ -39,6 +39,7 @@ class InputViews:
         skipped: (name, reason) of what was left out because it could not be used.
         notes: What was decided on the way, one sentence each.
         photographs: Per view the photograph its image was made from; None where it is that photograph, turned upright.
+        points: Per view the sparse points it sees, in the world frame of the cameras; None where these came without.
     """
 
     names: tuple[str, ...]
@@ -51,9 +52,10 @@ class InputViews:
     skipped: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
     photographs: tuple[Photograph, ...] | None = None
+    points: tuple[Float[Tensor, "_m 3"], ...] | None = None
 
     def __post_init__(self):
-        for field in ("images", "sizes", "cameras", "depth", "focal_hint_px", "photographs"):
+        for field in ("images", "sizes", "cameras", "depth", "focal_hint_px", "photographs", "points"):
             value = getattr(self, field)
             if value is not None and len(value) != len(self.names):
                 raise InputError(f"InputViews.{field} must have one entry per view ({len(self)}); got {len(value)}")
@@ -75,6 +77,7 @@ class InputViews:
             depth=None if self.depth is None else tuple(self.depth[i] for i in pick),
             focal_hint_px=tuple(self.focal_hint_px[i] for i in pick),
             photographs=None if self.photographs is None else tuple(self.photographs[i] for i in pick),
+            points=None if self.points is None else tuple(self.points[i] for i in pick),
         )
 
     def load_image(self, index: int) -> UInt8[np.ndarray, "H W 3"]:

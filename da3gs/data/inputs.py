@@ -266,10 +266,16 @@ def _posed(
         photographs=tuple(
             Photograph(*size, photo.upright, photo.lens) for size, photo in zip(sizes, picked.photos, strict=True)
         ),
+        points=_sparse_points(picked),
     )
 
 
 # ---------------------------------------------------------------- parts
+
+
+def _sparse_points(data: PosedImages) -> tuple[torch.Tensor, ...] | None:
+    points = tuple(photo.points for photo in data.photos if photo.points is not None)
+    return points if len(points) == len(data) else None
 
 
 def _unusable(paths: Sequence[Path], names: Sequence[str]) -> dict[int, str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from da3gs.data.lens import Lens
 from da3gs.errors import InputError
@@ -24,6 +25,7 @@ class Photo:
         lens: The distorting camera, or None for an image that is a pinhole image already.
         upright: Whether the calibration refers to the image after its EXIF orientation.
         depth_path: Depth file, if any.
+        points: Sparse points of the reconstruction that this photograph sees, in the world frame; None without any.
     """
 
     path: Path
@@ -31,6 +33,7 @@ class Photo:
     lens: Lens | None = None
     upright: bool = False
     depth_path: Path | None = None
+    points: Float[Tensor, "_m 3"] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 
-from da3gs.data.colmap import import_pycolmap, sparse_points, world_to_camera
+from da3gs.data.colmap import import_pycolmap, points_seen, sparse_points, world_to_camera
 from da3gs.data.input_views import InputViews
 from da3gs.data.lens import Lens
 from da3gs.data.photographs import Photograph
@@ -77,6 +77,7 @@ class SfmResult:
         registered: [V], which images they belong to.
         lenses: [R] what the photographs were taken with; None where the image is a pinhole image already.
         points, colors: [M, 3] sparse points and their colours.
+        seen: [R] the points that each registered image sees.
         stats: Counts and errors.
     """
 
@@ -85,6 +86,7 @@ class SfmResult:
     lenses: tuple[Lens | None, ...]
     points: Float[torch.Tensor, "M 3"]
     colors: UInt8[torch.Tensor, "M 3"]
+    seen: tuple[Float[torch.Tensor, "_m 3"], ...]
     stats: SfmStats
 
 
@@ -172,7 +174,9 @@ def with_sfm_cameras(views: InputViews, **options) -> InputViews:
             K = found.cameras.K[index].double().numpy()
             images[index] = lens.undistort(picked.load_image(index), K)
     photographs = tuple(Photograph(*size, lens=lens) for size, lens in zip(picked.sizes, found.lenses, strict=True))
-    posed = replace(picked, images=tuple(images), photographs=photographs).with_cameras(found.cameras)
+    posed = replace(picked, images=tuple(images), photographs=photographs, points=found.seen).with_cameras(
+        found.cameras
+    )
     return replace(posed, skipped=views.skipped + left_out, notes=(*views.notes, note))
 
 
@@ -328,11 +332,12 @@ def _images(model: Any | None) -> int:
 def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]], relaxed: bool) -> SfmResult:
     by_name = {image.name: image for image in reconstruction.images.values() if image.has_pose}
     kept = [index for index, file in enumerate(files) if file in by_name]
-    poses, K, lenses = [], [], []
+    poses, K, lenses, seen = [], [], [], []
     shared: dict[tuple, tuple[Lens | None, np.ndarray]] = {}
     for index in kept:
         image = by_name[files[index]]
         poses.append(world_to_camera(image))
+        seen.append(points_seen(reconstruction, image))
         key = (image.camera_id, *sizes[index])
         if key not in shared:
             shared[key] = _lens(reconstruction.cameras[image.camera_id], *sizes[index])
@@ -353,7 +358,7 @@ def _result(reconstruction: Any, files: list[str], sizes: list[tuple[int, int]],
         relaxed=relaxed,
     )
     cameras = Cameras(torch.from_numpy(np.stack(poses)), torch.from_numpy(np.stack(K)), width, height).to(torch.float32)
-    return SfmResult(cameras, registered, tuple(lenses), points, colors, stats)
+    return SfmResult(cameras, registered, tuple(lenses), points, colors, tuple(seen), stats)
 
 
 def _lens(camera: Any, width: int, height: int) -> tuple[Lens | None, np.ndarray]:

@@ -2,7 +2,7 @@
 
     pictures, cameras?, depth? ─► memory plan ─► network ─► depth, cameras, one splat per pixel
                                                    │  (or measured depth with given cameras: no network)
-    given poses: checked against a prediction without them, obeyed, doubts reported
+    given poses: checked against a prediction without them, obeyed, doubts reported; sparse points set depth's scale
     no poses:    upright, centred, unit size
                                                    ▼
                           filters ─► budget ─► Scene with a report of all that was chosen, dropped and measured
@@ -28,6 +28,7 @@ from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, Views, prepar
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, splat_size
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.memory_plan import WhenTight
@@ -111,7 +112,8 @@ def reconstruct(
 ) -> Scene:
     """Gaussians, cameras and depth of one static scene, in one frame and one unit. Writes no files.
 
-    Given poses are obeyed: the scene is in their frame and scale. Without poses it is upright (y down along the mean
+    Given poses are obeyed: the scene is in their frame and scale (depth takes it from the sparse points of structure from
+    motion or COLMAP where there are enough, else from the camera positions). Without poses it is upright (y down along the mean
     gravity of the pictures), centred on the median point, and scaled so that the median distance from a camera to its
     points is 1; a metric model's metres are kept. All of it stands in ``scene.report``.
 
@@ -248,6 +250,8 @@ def _predicted(
             f"{loaded.config.name} looks at single views and predicts no cameras; give cameras, or use an any-view "
             "model such as da3-base"
         )
+    if not measured:
+        prediction = with_point_scale(prediction, source, report)
     for note in prediction.notes:
         report.warn(note, logged=True)
     views = replace(prediction.views, names=source.names)

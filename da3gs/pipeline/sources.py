@@ -48,6 +48,7 @@ class Source:
         poses_from: Who found the poses, if there are any. Only a "given" frame and scale are the user's own; others are
             made upright, centred and of unit size like predicted ones.
         photographs: What each picture was made from, where it is not a photograph itself.
+        points: Per view the sparse points [m, 3] it sees, in the world frame of the cameras: they give depth its scale.
     """
 
     images: Sequence[ImageLike]
@@ -58,6 +59,7 @@ class Source:
     upright: bool = True
     poses_from: Literal["given", "structure from motion"] = "given"
     photographs: Sequence[Photograph] | None = None
+    points: Sequence[Tensor] | None = None
 
     def __post_init__(self):
         for what, values in (
@@ -65,6 +67,7 @@ class Source:
             ("cameras", self.cameras),
             ("depth maps", self.depth),
             ("photographs", self.photographs),
+            ("lists of points", self.points),
         ):
             if values is not None and len(values) != len(self.images):
                 raise InputError(f"expected one of each per image ({len(self.images)}); got {len(values)} {what}")
@@ -80,6 +83,7 @@ class Source:
             cameras=None if self.cameras is None else self.cameras[list(pick)],
             depth=None if self.depth is None else [self.depth[i] for i in pick],
             photographs=None if self.photographs is None else [self.photographs[i] for i in pick],
+            points=None if self.points is None else [self.points[i] for i in pick],
         )
 
     @property
@@ -159,6 +163,7 @@ def source_from_input(
         "skipped": [{"name": str(name), "reason": reason} for name, reason in loaded.skipped],
         "notes": list(loaded.notes),
     }
+    points = loaded.points if cameras is None else None  # they stand in the frame of its own cameras
     cameras = loaded.cameras if cameras is None else cameras
     depth = loaded.depth if depth is None else depth
     return Source(
@@ -169,6 +174,7 @@ def source_from_input(
         facts,
         upright=cameras is None,
         photographs=loaded.photographs,
+        points=points,
     )
 
 

@@ -162,6 +162,23 @@ def test_simple_pinhole_and_downscaled_images(tmp_path):
         read_colmap(with_model(tmp_path / "b", "SIMPLE_PINHOLE", (50, 32, 24), size=(48, 48)))
 
 
+def test_each_photograph_knows_the_points_on_its_tracks(tmp_path):
+    """They give the depth of the network its scale; a model without tracks says of no point who saw it."""
+    folder = with_model(tmp_path, "PINHOLE", (60, 60, 40, 30))
+    (folder / "sparse" / "images.txt").write_text("1 1 0 0 0 0.5 -0.25 2 1 a.png\n10 10 7 20 20 -1 30 30 9\n")
+    (folder / "sparse" / "points3D.txt").write_text(
+        "7 1 2 3 255 0 0 0.5 1 0\n8 4 4 4 255 0 0 0.5\n9 0.5 0 8 0 0 255 0.5 1 2\n"
+    )
+    assert read_colmap(folder).images.photos[0].points.tolist() == [[1, 2, 3], [0.5, 0, 8]]
+    assert load_input(folder).points[0].tolist() == [[1, 2, 3], [0.5, 0, 8]]
+    plain = load_input(folder / "images", cameras=folder / "sparse")
+    assert torch.equal(plain.points[0], load_input(folder).points[0])
+    project_folder(tmp_path / "other", points=torch.rand(5, 3))
+    assert [len(seen) for seen in load_input(tmp_path / "other").points] == [0, 0, 0]
+    project_folder(tmp_path / "none")
+    assert load_input(tmp_path / "none").points is None
+
+
 # ---------------------------------------------------------------- what can be wrong
 
 

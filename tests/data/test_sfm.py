@@ -55,6 +55,10 @@ def test_points_lie_where_the_cameras_see_them(found):
     uv, z = found.cameras.project(found.points)
     inside = (z > 0) & (uv > -20).all(-1) & (uv < torch.tensor([980.0, 660.0])).all(-1)
     assert float((inside.sum(0) >= 2).float().mean()) > 0.99
+    assert sum(len(seen) for seen in found.seen) == pytest.approx(found.stats.track_length * len(found.points))
+    for view, seen in enumerate(found.seen):
+        uv, z = found.cameras[view].project(seen)
+        assert len(seen) > 100 and (z > 0).all() and (uv > -5).all() and (uv < torch.tensor([965.0, 645.0])).all()
 
 
 def test_equal_seeds_give_equal_cameras(fountain, found):
@@ -74,6 +78,7 @@ def test_views_with_found_cameras(fountain):
     posed = with_sfm_cameras(fountain, max_size_px=640, max_features=2000)
     assert posed.names == fountain.names and posed.cameras.cam_from_world is not None
     assert "placed 4 of 4 images" in posed.notes[-1]
+    assert len(posed.points) == 4 and all(len(seen) > 100 for seen in posed[1:3].points)
     assert all(posed.load_image(i).shape == (640, 960, 3) for i in range(4))
     assert errors(posed.cameras, fountain.cameras)[0] < 1.5
 
