@@ -179,7 +179,7 @@ def interpolate_positions(table: Float[Tensor, "1 n C"], rows: int, columns: int
 
 
 def sine_positions(width: int, amplitude: float = 0.5) -> Float[Tensor, "1 n C"]:
-    """A position table to start training from: sines and cosines of row and column, half a period to four periods per axis."""
+    """A position table to start training from: sines and cosines of row and column, 1/2 to 4 periods per axis."""
     quarter = width // 4
     angles = torch.arange(POSITION_GRID)[:, None] * (2 * torch.pi / POSITION_GRID) * 2 ** torch.linspace(-1, 2, quarter)
     waves = torch.cat([angles.sin(), angles.cos()], -1)  # [grid, C/2]

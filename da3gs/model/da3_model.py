@@ -30,6 +30,7 @@ from da3gs.model.depth_heads import FEWEST_PIXELS, SKY_QUANTILE, SKY_THRESHOLD
 from da3gs.model.gaussian_adapter import AdapterConfig, gaussians_from_raw
 from da3gs.model.nested import METRIC_FOCAL_PX
 from da3gs.model.network import Prediction
+from da3gs.model.photometric_scale import photometric_scale
 from da3gs.model.ray_pose import cameras_from_rays
 from da3gs.model.scene_prediction import ScenePrediction, Unit
 
@@ -100,6 +101,7 @@ class DA3Model:
         camera_source: str = "head",
         reference_view: str = "saddle_balanced",
         gaussians: bool = True,
+        refine_scale: bool = False,
         seed: int = 0,
     ) -> ScenePrediction:
         """Depth, rays, cameras and Gaussians of one scene, in one frame and one scale. Deterministic.
@@ -116,6 +118,8 @@ class DA3Model:
             camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
             reference_view: How the network picks its reference view among three or more without poses.
             gaussians: Also place Gaussians (needs cameras: predicted, or given for single-view models).
+            refine_scale: With given poses, choose the scale of depth by how well the pictures agree (see
+                `photometric_scale`) instead of by predicted camera distances alone; a note says by how much.
             seed: Of the ray fit and of the released pipeline's random subsets.
 
         Raises:
@@ -132,9 +136,21 @@ class DA3Model:
         depth = _sky_filled(out.depth[0], None if out.sky is None else out.sky[0])
         if self.config.name in _METRIC_PRESETS and given is not None:
             depth = depth * _metres_per_unit(given.K)
+        user_from_depth = user_from_network
+        if refine_scale and alignment is not None:
+            found = photometric_scale(views.images, depth, own)
+            if found.factor != 1:
+                # Depth grows by the factor, or, which is the same, the network's unit shrinks and depth stays.
+                smaller = Similarity(1 / found.factor, torch.eye(3), torch.zeros(3))
+                own = own.transform(smaller)
+                user_from_depth = user_from_network @ smaller.inverse()
+                notes += (
+                    f"depth was scaled by {found.factor:.2f}: there the pictures agree best "
+                    f"(mean difference {found.cost_before:.4f} -> {found.cost_after:.4f})",
+                )
         splats = self._gaussians(out, depth, own, views) if gaussians and own is not None else None
         # 5. One similarity moves everything.
-        scale = float(user_from_network.scale)
+        scale = float(user_from_depth.scale)
         if alignment is not None:
             own = given
         return ScenePrediction(
@@ -144,7 +160,7 @@ class DA3Model:
             rays=None if out.rays is None else transform_rays(out.rays[0], user_from_network),
             ray_confidence=None if out.ray_confidence is None else out.ray_confidence[0],
             sky=None if out.sky is None else out.sky[0],
-            gaussians=None if splats is None else splats.transform(user_from_network),
+            gaussians=None if splats is None else splats.transform(user_from_depth),
             unit=unit,
             views=views,
             alignment=alignment,

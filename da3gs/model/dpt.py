@@ -130,8 +130,8 @@ class FusionChain(nn.Module):
         return self.steps[0](maps, levels[0], (2 * sizes[0][0], 2 * sizes[0][1]))
 
 
-# Pixels of one head chunk: a CPU is as fast with one large view as with many (small ones want company), a GPU wants about
-# eight views of 504 x 504.
+# Pixels of one head chunk: a CPU is as fast with one large view as with many (small ones want company), a GPU wants
+# about eight views of 504 x 504.
 CHUNK_PIXELS = {"cpu": 1 << 17, "cuda": 1 << 21}
 
 

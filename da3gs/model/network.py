@@ -12,6 +12,7 @@ Letters: B scenes, V views, H W pixels, h w ray cells (8 per patch), k raw chann
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -293,11 +294,12 @@ def initialize(network: nn.Module) -> None:
                     nn.init.trunc_normal_(token, std=0.02)
             module.position_embedding.copy_(sine_positions(module.position_embedding.shape[-1]))
         if isinstance(module, Backbone | CameraEncoder):
-            for block in module.blocks:
+            blocks: list[Any] = list(module.blocks)
+            for block in blocks:
                 feed_forward = block.feed_forward
                 last = feed_forward.reduce if isinstance(feed_forward, GeluMlp) else feed_forward.project
                 for writer in (block.attention.out, last):
-                    writer.weight.mul_((2 * len(module.blocks)) ** -0.5)
+                    writer.weight.mul_((2 * len(blocks)) ** -0.5)
         if isinstance(module, CameraDecoder):
             # Its ReLUs must let the signal through: in a smaller start they die before views teach about cameras.
             for layer in (module.first, module.second):

@@ -16,6 +16,7 @@ from da3gs.images import normalise
 from da3gs.model.backbone import BackboneOutput
 from da3gs.model.camera_heads import decode_cameras
 from da3gs.model.da3_model import normalized_poses
+from da3gs.model.photometric_scale import photometric_scale
 from da3gs.train.samples import TrainingSample
 
 # Range of scales between the network's and the true cameras within which their pictures are compared.
@@ -85,6 +86,9 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool) -> FrozenSam
     moved = alignment.target_from_source
     if SCALE in alignment.unobservable:
         moved = _with_scale(moved, predicted, true, _depth_ratio(true_depth, maps.depth))
+    if posed:  # as `DA3Model.predict` does with refine_scale
+        factor = photometric_scale(images, maps.depth, true.transform(moved.inverse())).factor
+        moved = moved @ Similarity(factor, torch.eye(3), torch.zeros(3))
     ratio = float(moved.scale) / _unit(true, true_depth)
     usable = posed or SCALE_RANGE[0] <= ratio <= SCALE_RANGE[1]
     return FrozenSample(

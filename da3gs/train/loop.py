@@ -131,7 +131,7 @@ def learning_rate(config: OptimConfig, step: int) -> float:
 
 def parameter_groups(parameters: dict[str, torch.nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
     """Groups of AdamW: matrices decay, biases, norms, scales and tokens do not; the camera decoder has its own rate."""
-    groups = {}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         decay = config.weight_decay if parameter.ndim >= 2 and min(parameter.shape) > 1 else 0.0
         factor = config.camera_decoder_lr if "camera_decoder" in name else 1.0

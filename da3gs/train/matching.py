@@ -1,9 +1,9 @@
-"""An auxiliary target: which patch of another view shows the same surface.
+"""Auxiliary targets of patches: which patch of another view shows the same surface, and where the surface is.
 
 Multi-view features learn to match within hundreds of steps this way, long before depth or pose would teach them. Two
-places can be asked: projections of a block's features, and the attention itself: the queries and keys of one head of the
-blocks that look across views. The second puts the position of the match straight into the token that asked, which is
-what rays, depth and cameras are then read from.
+places can be asked: projections of a block's features, and the attention itself: the queries and keys of one head of
+the blocks that look across views. The second puts the position of the match straight into the token that asked, which
+is what rays, depth and cameras are then read from.
 
 The projections belong to training only; they are not part of the exported network.
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from da3gs.geometry.rays import points_on_rays
 from da3gs.losses import correspondence_cross_entropy
 from da3gs.model.layers import Block
 from da3gs.model.presets import PATCH
@@ -33,6 +34,8 @@ class MatchingConfig:
         width: Channels of the projected features.
         temperature: Factor on the cosine similarities.
         attention_layers: Cross-view blocks whose first attention head must look at the match.
+        geometry: Weight of a linear reading of ray and point off the features of every block from the first cross-view
+            one: squared errors, which reward the first bit of evidence where absolute ones keep to the median.
     """
 
     weight: float = 0.0
@@ -40,6 +43,7 @@ class MatchingConfig:
     width: int = 96
     temperature: float = 15.0
     attention_layers: tuple[int, ...] = ()
+    geometry: float = 0.0
 
     def loss(self, logits: Float[Tensor, "L B V P V P"], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy over places and ordered pairs of views, and the hit rate of the best place."""
@@ -74,6 +78,30 @@ class MatchingHead(nn.Module):
             places.append(self.temperature * torch.einsum("bipc,bjqc->bipjq", descriptors, descriptors))
         places += [attention_logits(blocks[layer], entering[layer][:, :, 1:]) for layer in self.attention_layers]
         return torch.stack(places)
+
+
+class PatchGeometry(nn.Module):
+    """Ray direction, ray origin and point of a patch centre, linear in the features of each of several blocks."""
+
+    def __init__(self, channels: int, layers: tuple[int, ...]):
+        super().__init__()
+        self.layers = layers
+        self.read = nn.ModuleList(nn.Linear(channels, 9) for _ in layers)
+
+    def forward(self, features: dict[int, Tensor]) -> Float[Tensor, "L B V h w 9"]:
+        return torch.stack([read(features[layer]) for layer, read in zip(self.layers, self.read, strict=True)])
+
+
+def patch_geometry_loss(read: Float[Tensor, "L B V h w 9"], batch: dict[str, Tensor]) -> Float[Tensor, ""]:
+    """Mean squared error of rays and points at patch centres, in the frame of the reference view and its unit."""
+    centre = (..., slice(4, None, 8), slice(4, None, 8))
+    rays, depth = batch["rays"][:, :, 4::8, 4::8], batch["cell_depth"][centre]
+    points = points_on_rays(rays, depth)
+    ray_error = (read[..., :6] - rays).square().mean()
+    # Far points would outweigh all others.
+    point_error = ((read[..., 6:] - points) / (1 + points.norm(dim=-1, keepdim=True))).square().mean(-1)
+    known = batch["cell_mask"][centre]
+    return ray_error + torch.where(known, point_error, 0.0).sum() / (len(read) * known.sum().clamp(min=1))
 
 
 def attention_logits(block: Block, patches: Float[Tensor, "B V P C"]) -> Float[Tensor, "B V P V P"]:

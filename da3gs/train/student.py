@@ -30,7 +30,7 @@ from da3gs.model.checkpoints import load_network, save_checkpoint
 from da3gs.model.da3_model import normalized_poses
 from da3gs.model.network import build_model
 from da3gs.model.presets import PATCH, preset
-from da3gs.train.matching import MatchingConfig, MatchingHead
+from da3gs.train.matching import MatchingConfig, MatchingHead, PatchGeometry, patch_geometry_loss
 from da3gs.train.samples import SyntheticData, TrainingSample
 from da3gs.train.task import Evaluation, pick_scenes
 
@@ -115,16 +115,24 @@ class StudentTask:
 class StudentModule(nn.Module):
     """What gradients flow through in one call (so that data-parallel wrappers see one forward)."""
 
-    def __init__(self, network: nn.Module, matching: MatchingHead | None, *, low_precision_heads: bool = False):
+    def __init__(
+        self,
+        network: nn.Module,
+        matching: MatchingHead | None,
+        geometry: PatchGeometry | None = None,
+        *,
+        low_precision_heads: bool = False,
+    ):
         super().__init__()
         self.network = network
         self.matching = matching
+        self.geometry = geometry
         self.low_precision_heads = low_precision_heads
 
     def forward(
         self, images: Tensor, camera_encoding: Tensor | None, depth_size: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """Maps by name, [B, V, ...]; "camera_encoding" [B, V, 9]; "matching" logits or None.
+        """Maps by name, [B, V, ...]; "camera_encoding" [B, V, 9]; "matching" logits and "geometry" of patches, or None.
 
         Args:
             images: Normalised.
@@ -132,7 +140,8 @@ class StudentModule(nn.Module):
             depth_size: (rows, columns) of the depth map; by default the image's.
         """
         network = self.network
-        layers = () if self.matching is None or images.shape[1] < 2 else self.matching.layers
+        heads = [head for head in (self.matching, self.geometry) if head is not None and images.shape[1] > 1]
+        layers = sorted({layer for head in heads for layer in head.layers})
         known = None if camera_encoding is None else network.camera_encoder(camera_encoding)
         tokens = network.backbone(images, known, reference_view="first", feature_layers=layers)
         size = depth_size or (images.shape[-2], images.shape[-1])
@@ -140,21 +149,21 @@ class StudentModule(nn.Module):
             maps = network.head(tokens, size, rays=True)
         with torch.autocast(images.device.type, enabled=False):
             encoding = network.camera_decoder(tokens.class_token(-1))
-            logits = None
-            if self.matching is not None and images.shape[1] > 1:
+            features = {layer: tokens.exported[layer].float() for layer in layers}
+            logits = geometry = None
+            if self.matching in heads:
                 # A tap holds what leaves the last single-view block: what enters its own, cross-view block.
                 taps = dict(zip(network.config.backbone.tap_layers, tokens.taps, strict=True))
-                logits = self.matching(
-                    {layer: tokens.exported[layer].float() for layer in layers},
-                    network.backbone.blocks,
-                    {layer: taps[layer][0].float() for layer in self.matching.attention_layers},
-                )
+                entering = {layer: taps[layer][0].float() for layer in self.matching.attention_layers}
+                logits = self.matching(features, network.backbone.blocks, entering)
+            if self.geometry in heads:
+                geometry = self.geometry(features)
         output = {
             name: value.float().unflatten(0, images.shape[:2])
             for name, value in vars(maps).items()
             if value is not None
         }
-        return output | {"camera_encoding": encoding, "matching": logits}
+        return output | {"camera_encoding": encoding, "matching": logits, "geometry": geometry}
 
 
 class Student:
@@ -171,11 +180,13 @@ class Student:
         backbone = network.config.backbone
         if not set(config.matching.attention_layers) <= set(backbone.tap_layers) or not backbone.concat_local:
             raise InputError(
-                f"matching.attention_layers must be among the tap layers {list(backbone.tap_layers)} of {config.model}; "
-                f"got {list(config.matching.attention_layers)}"
+                f"matching.attention_layers must be among the tap layers {list(backbone.tap_layers)} of "
+                f"{config.model}; got {list(config.matching.attention_layers)}"
             )
         matching = MatchingHead(backbone.width, config.matching) if config.matching.weight > 0 else None
-        self.module = StudentModule(network, matching, low_precision_heads=config.low_precision_heads)
+        crossing = tuple(range(backbone.tap_layers[0], backbone.depth))
+        geometry = PatchGeometry(backbone.width, crossing) if config.matching.geometry > 0 else None
+        self.module = StudentModule(network, matching, geometry, low_precision_heads=config.low_precision_heads)
         self.source = config.data.open()
         self.images_per_step = config.images_per_batch
 
@@ -195,7 +206,9 @@ class Student:
             own = random.Random(f"{self.seed} student {index} {place}")
             sample = self.source.load(scene)
             near = own.random() < config.near_views
-            sample = sample[nearest_views(sample.cameras, own, views) if near else own.sample(range(len(sample)), views)]
+            sample = sample[
+                nearest_views(sample.cameras, own, views) if near else own.sample(range(len(sample)), views)
+            ]
             if config.mirror and own.random() < 0.5:
                 sample = sample.mirrored()
             samples.append(
@@ -216,6 +229,9 @@ class Student:
             if output["matching"] is not None:
                 terms["matching"], terms["matching_accuracy"] = self.config.matching.loss(output["matching"], batch)
                 total = total + self.config.matching.weight * terms["matching"]
+            if output["geometry"] is not None:
+                terms["patch_geometry"] = patch_geometry_loss(output["geometry"], batch)
+                total = total + self.config.matching.geometry * terms["patch_geometry"]
         return {"loss": total, **terms}
 
     # ---------------------------------------------------------------- evaluation and result

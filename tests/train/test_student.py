@@ -7,7 +7,7 @@ import torch
 from train.rooms import room
 
 from da3gs.errors import InputError
-from da3gs.train.matching import MatchingConfig, attention_logits, patch_matches
+from da3gs.train.matching import MatchingConfig, attention_logits, patch_geometry_loss, patch_matches
 from da3gs.train.student import StudentTask, scene_targets, student_batch
 
 
@@ -95,6 +95,19 @@ def test_attention_that_is_asked_for_matches_is_the_attention_of_the_block(monke
         weights = (query[0, 0] @ key[0, 0].T / query.shape[-1] ** 0.5).view(2, 7, 2, 7)[:, 1:, :, 1:]
         logits = attention_logits(backbone.blocks[layer], tokens.taps[tap][0][:, :, 1:])
         torch.testing.assert_close(logits[0], weights, atol=1e-5, rtol=1e-4)
+
+
+def test_linear_reading_of_patches_is_zero_at_the_truth_and_ignores_sky(sample):
+    batch = student_batch([sample], posed=False)
+    batch["cell_mask"][..., :16, :] = False
+    rays, depth = batch["rays"][:, :, 4::8, 4::8], batch["cell_depth"][:, :, 4::8, 4::8, None]
+    truth = torch.cat([rays, rays[..., 3:] + depth * rays[..., :3]], -1)[None]
+    assert patch_geometry_loss(truth, batch).item() < 1e-10
+    wrong = truth.clone()
+    wrong[..., :2, :, 6:] += 5  # two rows of patches without depth
+    assert patch_geometry_loss(wrong, batch).item() < 1e-10
+    wrong[..., :3] += 0.1
+    assert patch_geometry_loss(wrong, batch).item() == pytest.approx(0.1**2 / 2, rel=1e-4)
 
 
 def test_attention_can_be_asked_only_where_it_crosses_views(smoke):
