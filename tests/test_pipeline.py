@@ -126,7 +126,8 @@ def _scene_with_points(points, views=5, kind="free", cameras=None):
     truth = arc(views, kind)
     images, _ = see(truth)
     source = Source(list(images), tuple("abcdefgh"[:views]), truth if cameras is None else cameras, points=points)
-    return reconstruct(source, model=_ShortSighted(truth, OWN_FRAME), config=SMALL), truth
+    config = ReconstructConfig(size_px=WIDTH, refine_scale=False)  # the points alone are to find it
+    return reconstruct(source, model=_ShortSighted(truth, OWN_FRAME), config=config), truth
 
 
 @pytest.mark.parametrize("kind", ["free", "rotating"])
@@ -246,6 +247,10 @@ def test_intrinsics_of_another_size_are_named_with_that_size():
     given = Cameras(truth.cam_from_world, other.K, WIDTH, HEIGHT)
     warning = check_poses(truth, given).warnings[0]
     assert f"about {2 * 61 * 2}x{2 * 50 * 2} px" in warning and f"not {WIDTH}x{HEIGHT}" in warning
+    centred = torch.tensor([[100.0, 0, WIDTH / 2], [0, 100.0, HEIGHT / 2], [0, 0, 1]]).expand(3, 3, 3)
+    smaller = Cameras(None, centred, WIDTH, HEIGHT).scaled(width=WIDTH // 2, height=HEIGHT // 2)
+    given = Cameras(truth.cam_from_world, smaller.K, WIDTH, HEIGHT)
+    assert f"about {WIDTH // 2}x{HEIGHT // 2} px" in check_poses(truth, given).warnings[0]
     longer = Cameras(truth.cam_from_world, truth.K * torch.tensor([[2.0, 2, 1]]).T, WIDTH, HEIGHT)
     K = longer.K.clone()
     K[:, :2, 2] = truth.K[:, :2, 2]

@@ -29,7 +29,7 @@ _TIE_DEG = 2.0
 # Relative rotations smaller than this tell nothing about conventions.
 _TURNS_DEG = 4.0
 # Principal points this far from the middle (relative to the image) belong to another image size.
-_OFF_CENTRE = 0.25
+_OFF_CENTRE = 0.2
 _FOCAL_RATIO = 1.6
 
 AS_READ, OPENGL, INVERTED, OPENGL_INVERTED = "as-read", "opengl", "c2w", "opengl-c2w"
