@@ -119,7 +119,7 @@ class DA3Model:
             reference_view: How the network picks its reference view among three or more without poses.
             gaussians: Also place Gaussians (needs cameras: predicted, or given for single-view models).
             refine_scale: With given poses, choose the scale of depth by how well the pictures agree (see
-                `photometric_scale`) instead of by predicted camera distances alone; a note says by how much.
+                `photometric_scale`) instead of by predicted camera distances alone.
             seed: Of the ray fit and of the released pipeline's random subsets.
 
         Raises:
@@ -136,18 +136,13 @@ class DA3Model:
         depth = _sky_filled(out.depth[0], None if out.sky is None else out.sky[0])
         if self.config.name in _METRIC_PRESETS and given is not None:
             depth = depth * _metres_per_unit(given.K)
-        user_from_depth = user_from_network
+        user_from_depth, photometric = user_from_network, None
         if refine_scale and alignment is not None:
-            found = photometric_scale(views.images, depth, own)
-            if found.factor != 1:
-                # Depth grows by the factor, or, which is the same, the network's unit shrinks and depth stays.
-                smaller = Similarity(1 / found.factor, torch.eye(3), torch.zeros(3))
-                own = own.transform(smaller)
-                user_from_depth = user_from_network @ smaller.inverse()
-                notes += (
-                    f"depth was scaled by {found.factor:.2f}: there the pictures agree best "
-                    f"(mean difference {found.cost_before:.4f} -> {found.cost_after:.4f})",
-                )
+            photometric = photometric_scale(views.images, depth, own)
+            # Depth grows by the factor, or, which is the same, the network's unit shrinks and depth stays.
+            larger = Similarity(photometric.factor, torch.eye(3), torch.zeros(3))
+            own = own.transform(larger.inverse())
+            user_from_depth = user_from_network @ larger
         splats = self._gaussians(out, depth, own, views) if gaussians and own is not None else None
         # 5. One similarity moves everything.
         scale = float(user_from_depth.scale)
@@ -164,6 +159,8 @@ class DA3Model:
             unit=unit,
             views=views,
             alignment=alignment,
+            photometric=photometric,
+            raw_gaussians=out.raw_gaussians[0] if splats is not None and self._has_residual_head else None,
             notes=notes,
         )
 
@@ -243,8 +240,12 @@ class DA3Model:
             given = given.with_poses(torch.eye(4, device=given.K.device)[None])
         return given, Similarity.identity(), "metres" if metric else "arbitrary", None
 
+    @property
+    def _has_residual_head(self) -> bool:
+        return self.network.gs_head is not None and self.network.gs_head.config.residual
+
     def _gaussians(self, out: Prediction, depth: Tensor, own: Cameras, views: Views) -> Gaussians:
-        released = self.network.gs_head is not None and not self.network.gs_head.config.residual
+        released = self.network.gs_head is not None and not self._has_residual_head
         # A released head adds depth in the any-view network's units, before the metric network scales them.
         scale = out.scale_factor or 1.0
         metric_from_head = Similarity(scale, torch.eye(3), torch.zeros(3))

@@ -106,7 +106,7 @@ def feed_forward(
     Raises:
         InputError: Nothing is left, or the model places no Gaussians.
     """
-    prediction = model.predict(context.images, context.cameras, size_px=size_px)
+    prediction = model.predict(context.images, context.cameras, size_px=size_px, refine_scale=True)
     if prediction.gaussians is None or prediction.cameras is None:
         raise InputError(f"{model.config.name} places no Gaussians for these views; use an any-view model (da3-base)")
     keep, records = filter_pixels(

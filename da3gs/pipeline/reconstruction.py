@@ -53,12 +53,13 @@ class ReconstructConfig:
         size_px: Longest (or shortest, by `method`) side of the processed images; lowered when memory is short. None:
             what suits the model, 504 without one.
         splat_size_px: Longest side of the images that splats are placed from, where the network works on smaller ones
-            and has no Gaussian head: its depth is brought to their size along their edges. None: 504 for models that
-            work on less, or `size_px` if that is given; never more than the images have.
+            (and has no released Gaussian head): its depth is brought to their size along their edges. None: 504 for
+            models that work on less, or `size_px` if that is given; never more than the images have.
         method: How images come to the network's patch grid; see `da3gs.images.prepare_views`.
         depth: "network", or "given": the input's own depth maps (RGB-D). With given poses no network is needed then.
         camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
         reference_view: How the network picks its reference view.
+        refine_scale: With given poses, choose the scale of depth by how well the pictures agree.
         check_poses: Compare given poses with a second prediction that does not know them, and name likely mistakes.
         filters: What is dropped.
         max_gaussians: Keep at most this many, by their contribution to the pictures; None keeps all.
@@ -76,6 +77,7 @@ class ReconstructConfig:
     depth: Literal["network", "given"] = "network"
     camera_source: Literal["head", "rays"] = "head"
     reference_view: str = "saddle_balanced"
+    refine_scale: bool = True
     check_poses: bool = True
     filters: FilterConfig = field(default_factory=FilterConfig)
     max_gaussians: int | None = None
@@ -98,6 +100,7 @@ class _Surface:
     unit: str
     confidence: Float[Tensor, "V H W"] | None = None
     sky: Float[Tensor, "V H W"] | None = None
+    raw: Float[Tensor, "V H W 38"] | None = None
 
 
 def reconstruct(
@@ -243,6 +246,7 @@ def _predicted(
             camera_source=config.camera_source,
             reference_view=config.reference_view,
             gaussians=not measured,
+            refine_scale=config.refine_scale and not measured,
             seed=config.seed,
         )
     if prediction.cameras is None:
@@ -250,6 +254,10 @@ def _predicted(
             f"{loaded.config.name} looks at single views and predicts no cameras; give cameras, or use an any-view "
             "model such as da3-base"
         )
+    if prediction.photometric is not None and prediction.photometric.factor != 1:
+        found = prediction.photometric
+        why = f"there the pictures agree best (mean difference {found.cost_before:.4f} -> {found.cost_after:.4f})"
+        report.chose("scale of the depth by the pictures", found.factor, why)
     if not measured:
         prediction = with_point_scale(prediction, source, report)
     for note in prediction.notes:
@@ -269,7 +277,16 @@ def _predicted(
         return _with_measured_depth(source, views, prediction, report)
     depth, confidence, sky = _maps(prediction)
     assert prediction.gaussians is not None
-    surface = _Surface(views, depth, prediction.cameras, prediction.gaussians, prediction.unit, confidence, sky)
+    surface = _Surface(
+        views,
+        depth,
+        prediction.cameras,
+        prediction.gaussians,
+        prediction.unit,
+        confidence,
+        sky,
+        prediction.raw_gaussians,
+    )
     if splat_size_px is None:
         return surface
     with stages("placing Gaussians"):
@@ -291,7 +308,12 @@ def _finer(source: Source, surface: _Surface, size_px: int, report: Report) -> _
     depth = 1 / enlarged(1 / surface.depth)
     confidence = None if surface.confidence is None else enlarged(surface.confidence)
     cameras = surface.cameras.scaled(width=width, height=height)
-    splats = gaussians_from_raw(None, depth, cameras, images=large.images, confidence=confidence)
+    # The head's corrections are relative to a pixel, its colour and its depth, so they hold at any size.
+    raw = None
+    if surface.raw is not None:
+        channels = surface.raw.movedim(-1, 1)
+        raw = torch.nn.functional.interpolate(channels, (height, width), mode="bilinear").movedim(1, -1)
+    splats = gaussians_from_raw(raw, depth, cameras, images=large.images, confidence=confidence)
     why = f"the network's {small.size[0]}x{small.size[1]} px depth was brought to larger images along their edges"
     report.chose("size of the maps and splats", [width, height], why)
     sky = None if surface.sky is None else enlarged(surface.sky)
