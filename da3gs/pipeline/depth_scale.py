@@ -116,7 +116,7 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
     report.content["depth_scale"] = facts
     if not found.usable:
         why = f"{found.points} points" if found.inside >= _INSIDE else "points that the cameras do not see"
-        facts["source"] = f"camera positions ({why}: too few to tell)"
+        facts["source"] = f"left as it was ({why}: too few to tell)"
         return prediction
     facts["source"] = "sparse points"
     why = (

@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from da3gs.data.cameras_json import read_cameras_json, write_cameras_json
+from da3gs.data.cameras_json import read_camera_records, read_cameras_json, write_cameras_json
+from da3gs.data.lens import Lens
+from da3gs.data.photographs import Photograph
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.rotations import matrix_from_quat
@@ -43,12 +45,33 @@ def test_round_trip_is_exact(tmp_path_factory, seed, views, posed):
     assert content["convention"] == "opencv" and "pixels" in content["units"]
 
 
+def test_photographs_are_read_back_and_lead_to_the_whole_image(tmp_path):
+    K = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    lenses = [Lens("fisheye", np.arange(8) / 100, K.copy(), 640, 480) for _ in range(2)]
+    records = [Photograph(640, 480, True, lenses[0], (70, 56), (3, 4)), Photograph(640, 480, False, lenses[1]), None]
+    cameras = some_cameras()
+    write_cameras_json(tmp_path / "a.json", cameras, None, records)
+    _, _, found = read_camera_records(tmp_path / "a.json")
+    assert [None if record is None else record.to_dict() for record in found] == [
+        None if record is None else record.to_dict() for record in records
+    ]
+    assert found[0].lens is found[1].lens  # equal lenses are undone by one map
+    whole = found[0].whole(cameras[0])
+    again = whole.scaled(width=70, height=56).cropped(left=3, top=4, width=64, height=48)
+    assert whole.size == (640, 480) and torch.allclose(again.K.float(), cameras[0].K, atol=1e-5)
+    with pytest.raises(InputError, match="one photograph per camera"):
+        write_cameras_json(tmp_path / "b.json", cameras, None, records[:1])
+
+
 def changed(path, change):
     write_cameras_json(path, some_cameras())
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
     return path
+
+
+PHOTOGRAPH = {"width": 640, "height": 480, "turned_by_exif": True, "resized": [70, 56], "crop_left_top": [3, 4]}
 
 
 def in_view(key, value):
@@ -74,6 +97,13 @@ def in_view(key, value):
         (in_view("cam_from_world", np.diag([1.0, 1, -1, 1]).tolist()), "view 1.*mirror"),
         (in_view("cam_from_world", [[float("nan")] * 4] * 4), "view 1.*NaN"),
         (in_view("cam_from_world", None), "all or none"),
+        (in_view("photograph", {"width": 4}), "view 1.*'photograph' must hold.*height.*remove it"),
+        (in_view("photograph", [1, 2]), "view 1.*'photograph' must hold"),
+        (in_view("photograph", PHOTOGRAPH | {"crop_left_top": [-3, 0]}), "view 1.*impossible sizes"),
+        (
+            in_view("photograph", PHOTOGRAPH | {"lens": {"model": "pinhole", "coefficients": [], "K": []}}),
+            "view 1.*lens",
+        ),
     ],
 )
 def test_bad_files_are_explained(tmp_path, change, message):

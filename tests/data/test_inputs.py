@@ -261,6 +261,21 @@ def test_cameras_follow_the_size_of_the_image(tmp_path):
         load_input(folder, cameras=tmp_path / "cameras.json")
 
 
+def test_cameras_of_the_patch_grid_without_a_record(tmp_path):
+    """Rounding small sides to 14 px bends the aspect ratio; K is scaled per axis, which undoes it exactly."""
+    folder = photos(tmp_path / "in", 2, (200, 150))
+    cameras = cameras_around(2, (200, 150)).scaled(width=126, height=98)
+    write_cameras_json(tmp_path / "cameras.json", cameras, ["0.png", "1.png"])
+    views = load_input(folder, cameras=tmp_path / "cameras.json")
+    assert torch.allclose(views.cameras.K, cameras_around(2, (200, 150)).K, rtol=1e-6)
+    assert views.notes == (
+        "2 of 2 cameras of cameras.json were scaled to the size of their images (126x98 to 200x150 px)",
+    )
+    write_cameras_json(tmp_path / "cameras.json", cameras.scaled(width=126, height=112), ["0.png", "1.png"])
+    with pytest.raises(InputError, match="for 126x112 px but the image has 200x150: another aspect ratio"):
+        load_input(folder, cameras=tmp_path / "cameras.json")
+
+
 @pytest.mark.parametrize(("size", "upright"), [((48, 64), True), ((64, 48), False)])
 def test_cameras_decide_whether_exif_turns(tmp_path, size, upright):
     """A camera of 48x64 px describes the turned picture of a 64x48 px file, one of 64x48 px the stored pixels."""
