@@ -16,8 +16,9 @@ from torch import Tensor
 
 from da3gs.atomic import atomic_path
 from da3gs.data.synthetic import HELD_OUT_STYLES, SyntheticViews, make_scene, render_views, sample_cameras
+from da3gs.errors import InputError
 from da3gs.export.scene_folder import save_scene
-from da3gs.export.video import colorize_depth, uint8_picture, write_contact_sheet
+from da3gs.export.video import colorize_depth, save_image, uint8_picture, write_contact_sheet
 from da3gs.gaussians import Scene
 from da3gs.geometry.alignment import align_cameras
 from da3gs.geometry.cameras import Cameras
@@ -89,6 +90,7 @@ def run_demo(
         video: Render the fly-through.
         stages: Receives seconds and memory per stage.
     """
+    _check_output(Path(output))
     stages = stages or Stages()
     with stages("photographing a procedural scene"):
         context, targets = _photograph(views, seed)
@@ -107,6 +109,16 @@ def run_demo(
             _write_comparison(folder / COMPARISON, scene, context, targets, renders)
         (folder / NUMBERS).write_text(json.dumps(asdict(numbers), indent=1, allow_nan=False) + "\n")
     return numbers
+
+
+def _check_output(folder: Path) -> None:
+    """InputError if a folder holds anything that a demo did not write."""
+    if folder.is_dir():
+        foreign = sorted({item.name for item in folder.iterdir()} - {PHOTOS, SCENE, NUMBERS, COMPARISON})
+        if foreign:
+            raise InputError(
+                f"folder {folder} holds other files ({foreign[0]}), which a demo would replace; choose an empty one"
+            )
 
 
 def compare(
@@ -161,7 +173,7 @@ def _write_photos(folder: Path, pictures: SyntheticViews) -> list[Path]:
 
     paths = [folder / f"{view:02d}.jpg" for view in range(len(pictures))]
     for path, image in zip(paths, pictures.images, strict=True):
-        Image.fromarray(uint8_picture(image.movedim(0, -1))).save(path, quality=95)
+        save_image(Image.fromarray(uint8_picture(image.movedim(0, -1))), path, quality=95)
     return paths
 
 
