@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from da3gs.errors import InputError
+from da3gs.errors import Da3gsError, InputError
 
 _WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
@@ -49,9 +49,16 @@ def atomic_path(path: str | os.PathLike, *, directory: bool = False) -> Iterator
             old = holder / "replaced"
             os.rename(final, old)
         os.replace(temporary, final)
-    except OSError as error:
-        if error.errno not in _WRITE_FAILURES:
+    except Da3gsError as error:
+        # A file inside a folder that is being written: its user knows the final name only.
+        if str(temporary) not in str(error):
             raise
-        raise InputError(f"cannot write {final}: {error.strerror}; free space or choose another folder") from error
+        raise type(error)(str(error).replace(str(temporary), str(final))) from error
+    except OSError as error:
+        # NumPy reports a short write without a number ("4000 requested and 128 written").
+        if error.errno is not None and error.errno not in _WRITE_FAILURES:
+            raise
+        reason = error.strerror or f"the disk took only a part ({error})"
+        raise InputError(f"cannot write {final}: {reason}; free space or choose another folder") from error
     finally:
         shutil.rmtree(holder, ignore_errors=True)

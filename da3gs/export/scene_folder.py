@@ -36,7 +36,7 @@ from da3gs.data.photographs import Photograph, photograph_from_dict
 from da3gs.data.transforms_json import write_transforms_json
 from da3gs.errors import FormatError, InputError
 from da3gs.export.gaussian_files import DEFAULT_FRAME, load_gaussians, save_gaussians
-from da3gs.export.video import colorize_depth, render_frames, write_contact_sheet, write_video
+from da3gs.export.video import colorize_depth, render_frames, save_image, write_contact_sheet, write_video
 from da3gs.gaussians import Scene
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import load_image, tensor_from_uint8, uint8_from_tensor
@@ -226,10 +226,11 @@ def _write_data(scene: Scene, folder: Path, names: Sequence[str]) -> None:
     limits = _depth_limits(scene.depth)
     for view, stem in enumerate(stems):
         depth = scene.depth[view]
-        Image.fromarray(uint8_from_tensor(scene.images[view])).save(folder / IMAGES / f"{stem}.png", compress_level=3)
+        picture = Image.fromarray(uint8_from_tensor(scene.images[view]))
+        save_image(picture, folder / IMAGES / f"{stem}.png", compress_level=3)
         levels = (depth.double() / unit).round().clamp(max=_LEVELS_16_BIT).numpy().astype(np.uint16)
-        Image.fromarray(levels).save(folder / DEPTH / f"{stem}.png")
-        Image.fromarray(colorize_depth(depth, limits)).save(folder / DEPTH / f"{stem}_color.png")
+        save_image(Image.fromarray(levels), folder / DEPTH / f"{stem}.png")
+        save_image(Image.fromarray(colorize_depth(depth, limits)), folder / DEPTH / f"{stem}_color.png")
         np.savez_compressed(
             folder / DEPTH / f"{stem}.npz", depth=depth.numpy(), confidence=scene.confidence[view].numpy()
         )

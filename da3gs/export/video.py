@@ -3,16 +3,19 @@
 Frames go to the encoder one by one as they are rendered; no clip is ever held in memory.
 """
 
+import errno
+import io
 import logging
 import math
 import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +28,9 @@ from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import tracked
 from da3gs.rendering.render import RenderConfig, render
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 log = logging.getLogger(__name__)
 
@@ -239,7 +245,7 @@ def write_stills(
     with atomic_path(folder, directory=True) as temporary:
         for index, frame in enumerate(tracked(frames, f"Writing {folder.name}", shown=progress, total=total)):
             name = f"{index:04d}" if names is None else Path(names[index]).with_suffix("").as_posix().replace("/", "_")
-            Image.fromarray(frame).save(temporary / f"{name}.png")
+            save_image(Image.fromarray(frame), temporary / f"{name}.png")
             count += 1
         if count == 0:
             raise InputError(f"no frames to write to {folder}")
@@ -254,7 +260,14 @@ def write_picture(path: str | os.PathLike, picture: Picture) -> None:
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise InputError(f"{path}: pictures are written as .png or .jpg; got {path.suffix or 'no suffix'!r}")
     with atomic_path(path) as temporary:
-        Image.fromarray(picture).save(temporary, quality=95)  # PNG has no quality and ignores it
+        save_image(Image.fromarray(picture), temporary, quality=95)  # PNG has no quality and ignores it
+
+
+def save_image(image: "PIL.Image.Image", path: Path, **options: Any) -> None:
+    """Encode to memory, then write: Pillow's own writing takes a disk that fills up half way for success."""
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG" if path.suffix.lower() in (".jpg", ".jpeg") else "PNG", **options)
+    path.write_bytes(encoded.getvalue())
 
 
 def write_contact_sheet(
@@ -368,4 +381,8 @@ class _Encoder:
     def _fail(self) -> None:
         self._errors.seek(0)
         words = self._errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+        if self._process.returncode == -getattr(signal, "SIGXFSZ", 0):
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if os.strerror(errno.ENOSPC) in words[-1]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         raise BackendError(f"the video encoder (ffmpeg) failed with status {self._process.returncode}: {words[-1]}")
