@@ -60,13 +60,19 @@ def attach_cameras(
     if not source.exists():
         raise InputError(f"camera file {source} does not exist")
     listed = _read(source, paths)
+    repeated = next((name for i, name in enumerate(listed.names) if name in listed.names[:i]), None)
+    if repeated is not None:
+        raise InputError(f"{source} names {repeated} more than once; give one camera per image")
     matched = _match(names, listed.names)
     notes: list[str] = []
     if not matched and len(names) == len(listed.names) and _unnamed(listed.names):
         matched = {index: index for index in range(len(names))}
         notes.append(f"{source.name} does not name its views; they are taken in the order of the images")
     if not matched:
-        raise InputError(f"{source} has no camera for any of the {len(names)} images (the first is {names[0]})")
+        raise InputError(
+            f"none of the {len(listed.names)} cameras of {source} is for any of the {len(names)} images: it names "
+            f"{listed.names[0]}, the first image is {names[0]}"
+        )
     known = sorted(matched.items())
     photos, cameras = [], []
     lenses: dict[tuple, Lens] = {}

@@ -321,7 +321,11 @@ def download(repository: str, filename: str) -> Path:
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
     )
+    from huggingface_hub.utils import logging as hub_logging
 
+    # The hub client tries for half a minute and reports every attempt twice; what follows says it once.
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
     try:
         return Path(hf_hub_download(repository, filename))
     except GatedRepoError as error:
@@ -340,6 +344,8 @@ def download(repository: str, filename: str) -> Path:
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"download of {repository}/{filename} failed ({reason}); run again to resume") from error
+    finally:
+        hub_logging.set_verbosity(verbosity)
 
 
 _announced: set[str] = set()
