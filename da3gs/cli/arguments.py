@@ -80,6 +80,24 @@ def parse(command_class: type, arguments: Sequence[str], **tyro_options: Any) ->
         raise InputError(f"{reason} (see '{tyro_options['prog']} --help')") from None
 
 
+def check_device(name: str) -> None:
+    """InputError unless torch can compute on the device of that name; "auto" always can."""
+    import torch
+
+    if name == "auto":
+        return
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:1 ..; got '{name}'") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: no such CUDA device here ({torch.cuda.device_count()} found); use --device cpu"
+        )
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be auto, cpu, cuda or cuda:1 ..; got '{name}'")
+
+
 def _option(field: dataclasses.Field, hint: Any) -> Option:
     marks: tuple = ()
     if typing.get_origin(hint) is typing.Annotated:

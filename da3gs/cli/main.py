@@ -4,6 +4,7 @@ Exit status: 0 done, 2 bad input or arguments, 130 interrupted, 141 the reader o
 """
 
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -50,6 +51,13 @@ GLOBAL_OPTIONS = """Every command also takes:
   --quiet   log warnings and errors only
   --debug   log more, and show the traceback of an error"""
 
+_MAY_NOT = "check its permissions or choose another folder"
+_NO_ROOM = "free space or choose another folder"
+_REMEDIES = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _MAY_NOT),
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _NO_ROOM),
+}
+
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_BROKEN_PIPE = 141
@@ -78,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
     except OSError as error:
         name = f"{error.filename}: " if error.filename is not None else ""
-        return _failed(f"{name}{error.strerror or error}", debug)
+        hint = f"; {_REMEDIES[error.errno]}" if error.errno in _REMEDIES else ""
+        return _failed(f"{name}{error.strerror or error}{hint}", debug)
     except KeyboardInterrupt:
         _failed("interrupted; what was not complete has been removed", debug)
         return EXIT_INTERRUPTED

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
+from da3gs.cli.arguments import check_device
 from da3gs.cli.console import human_bytes, print_json, print_result
 from da3gs.errors import InputError, MissingDependencyError
 
@@ -173,9 +174,11 @@ class ReconstructCommand:
             ("--video-frames", self.video_frames, 1),
             ("--max-views", self.max_views, 1),
             ("--max-gaussians", self.max_gaussians, 1),
+            ("--frames", self.frames, 1),
         ):
             if value is not None and value < low:
                 raise InputError(f"{name} must be >= {low}; got {value}")
+        check_device(self.device)
 
     def _config(self) -> "ReconstructConfig":
         from da3gs.fusion import FilterConfig

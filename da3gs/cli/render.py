@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from da3gs.cli.arguments import check_device
 from da3gs.cli.console import print_json, print_result
 from da3gs.errors import InputError
 
@@ -350,8 +351,7 @@ def _device(name: str) -> str:
 
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: no CUDA device is available here; use --device cpu")
+    check_device(name)
     if name == "auto":
         return "cuda" if torch.cuda.is_available() and importlib.util.find_spec("gsplat") else "cpu"
     return name

@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from da3gs.cli.console import print_result
+from da3gs.errors import InputError
 
 
 @dataclass
@@ -34,6 +35,8 @@ class ViewCommand:
     def run(self) -> int:
         from da3gs.viewer import SplatViewer, load_viewer_scene
 
+        if not 1 <= self.port <= 65535:
+            raise InputError(f"--port must lie in 1..65535; got {self.port}")
         scene = load_viewer_scene(self.source)
         viewer = SplatViewer(scene, host=self.host, port=self.port)
         try:

@@ -3,13 +3,11 @@
 import json
 import os
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from plyfile import PlyData
 
 from da3gs import Gaussians, save_gaussians
 from da3gs.cli.main import main
@@ -137,8 +135,6 @@ CASES = {
     "nothing left, onto itself": (["convert", "good.ply", "good.ply", "--min-opacity", "0.9"], "would drop all 50"),
     "nan onto itself": (["convert", "nan.ply", "nan.ply"], "y of vertex 7 is nan"),
     "overflow, onto itself": (["convert", "good.ply", "good.ply", "--transform", "1e39,1,0,0,0,0,0,0"], "Gaussian 0"),
-    "unknown command": (["covnert", "good.ply", "out.ply"], "unknown command 'covnert'; did you mean 'convert'"),
-    "file in place of a command": (["good.ply"], "unknown command 'good.ply'; known commands"),
     "newline in a name": (["info", "two\nlines.ply"], "two lines.ply"),
 }
 
@@ -159,32 +155,8 @@ def test_one_line_status_2_and_an_untouched_folder(folder, capsys, case):
     assert snapshot(folder) == before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a folder that even root cannot write to")
-def test_folder_that_refuses_files(folder, capsys):
-    assert main(["convert", "good.ply", "/sys/kernel/out.ply"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1
-    assert err.startswith("error: cannot write /sys/kernel/out.ply: ")
-
-
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_read_only_folder(folder, capsys):
     Path("locked").mkdir(mode=0o555)
     assert main(["convert", "good.ply", "locked/out.ply"]) == 2
     assert "Permission denied" in capsys.readouterr().err
-
-
-def test_full_disk_leaves_the_old_file(folder, capsys, monkeypatch):
-    """The write fails half way: the old file stays, the half-written one goes."""
-
-    def write_half(self, stream):
-        Path(stream).write_bytes(b"ply\nformat binary_little_endian 1.0\n")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(PlyData, "write", write_half)
-    before = snapshot(folder)
-    assert main(["convert", "good.ply", "good.ply"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == 1
-    assert err.startswith("error: cannot write good.ply: No space left on device")
-    assert snapshot(folder) == before

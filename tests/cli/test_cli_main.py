@@ -123,7 +123,11 @@ def test_debug_shows_the_traceback(capsys, tmp_path, flag_first):
     ("failure", "status", "line"),
     [
         (KeyboardInterrupt(), 130, "error: interrupted; what was not complete has been removed"),
-        (OSError(28, "No space left on device", "out.ply"), 2, "error: out.ply: No space left on device"),
+        (
+            OSError(28, "No space left on device", "out.ply"),
+            2,
+            "error: out.ply: No space left on device; free space or choose another folder",
+        ),
         (OSError("no number, no name"), 2, "error: no number, no name"),
     ],
 )

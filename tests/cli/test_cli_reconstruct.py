@@ -192,26 +192,6 @@ def test_the_same_command_gives_the_same_files(capture, tmp_path, capsys):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 
-@pytest.mark.parametrize(
-    ("source", "arguments", "message"),
-    [
-        ("nothing", [], "does not exist"),
-        ("photos", ["--depth", "given"], "'depth' needs a transforms.json"),
-        ("photos", ["--poses-are", "c2w"], "--poses-are needs an input with poses"),
-        ("photos", ["--size", "5"], "--size must be >= 14; got 5"),
-        ("photos", ["--border", "2"], "border filter must lie in"),
-        ("photos", ["--model", "da3-giantt"], "did you mean"),
-        ("photos", ["--fps", "2"], "fps and frames are for videos"),
-        ("photos", ["--max-views", "0"], "--max-views must be >= 1"),
-    ],
-)
-def test_bad_input_is_one_line_and_leaves_nothing(capture, tmp_path, capsys, source, arguments, message):
-    assert run(capture, source, tmp_path / "out", *arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and message in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_folder_with_other_things_is_refused_before_any_work(capture, tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("years of work")
     assert run(capture, "photos", tmp_path) == 2
