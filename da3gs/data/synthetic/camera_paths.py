@@ -15,7 +15,7 @@ from da3gs.data.synthetic.rendering import probe_views
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 
-MOTIONS = ("orbit", "walk", "jitter")
+MOTIONS = ("orbit", "walk", "jitter", "overhead")
 # The probe that decides on candidates: pixels on its longer side.
 _PROBE_PX = 16
 _ATTEMPTS = 24
@@ -43,7 +43,7 @@ def sample_cameras(
     directions, so that all views hang together; within that bound, views far from each other are preferred.
 
     Args:
-        motion: "orbit", "walk", "jitter", or "any" (drawn: 5 : 3 : 2).
+        motion: "orbit", "walk", "jitter", "overhead" (looking down, turned anyhow), or "any" (drawn: 4 : 3 : 2 : 3).
         min_covisibility: In [0, 0.9]; by default 0.4 for the easiest and 0.2 for the hardest scenes.
         fov_deg: Range for the field of view across the longer side; by default widening with difficulty up to 30-90.
 
@@ -63,7 +63,7 @@ def sample_cameras(
         raise InputError(f"min_covisibility must lie in [0, 0.9]; got {bound:g}")
     rng = random.Random(f"cameras {scene.seed} {seed}")
     if motion == "any":
-        motion = rng.choices(MOTIONS, (5, 3, 2))[0]
+        motion = rng.choices(MOTIONS, (4, 3, 2, 3))[0]
     low_fov, high_fov = fov_deg or (60 - 30 * difficulty, 72 + 18 * difficulty)
     fov = math.radians(rng.uniform(low_fov, high_fov))
 
@@ -152,6 +152,17 @@ def _candidates(
                 )
             )
             targets.append([f + 0.15 * distance * rng.gauss(0, 1) * w for f, w in zip(focus, (1, 1, 0.5), strict=True)])
+    elif motion == "overhead":
+        # A table seen by somebody who stands at it: which way is up in the picture says nothing.
+        height, turned = scene.scale * rng.uniform(0.45, 0.9), rng.uniform(-math.pi, math.pi)
+        aside = height * rng.uniform(0.0, 0.5)
+        base = (focus[0] + aside * math.cos(azimuth), focus[1] + aside * math.sin(azimuth), focus[2] + height)
+        radius = height * rng.uniform(0.25, 0.6) * reach
+        for _ in range(count):
+            eyes.append(inside([p + radius * rng.uniform(-1, 1) * s for p, s in zip(base, (1, 1, 0.5), strict=True)]))
+            targets.append([f + 0.12 * height * rng.gauss(0, 1) for f in focus])
+        rolls = torch.tensor([turned + rng.gauss(0, 2 * roll) for _ in range(count)])
+        return look_at(torch.tensor(eyes), torch.tensor(targets), rolls)
     else:
         base = inside((focus[0] + distance * math.cos(azimuth), focus[1] + distance * math.sin(azimuth), lift))
         radius = distance * rng.uniform(0.3, 0.7) * reach
