@@ -1,4 +1,4 @@
-"""The demonstration: a procedural scene is photographed, reconstructed without poses, and compared with the truth.
+"""The demonstration: a procedural scene is photographed, reconstructed from the files, and compared with the truth.
 
 seed ─► held-out scene ─► photographs (files) ─► reconstruct ─► Scene ─► similarity onto the true cameras ─► numbers
                       └─► held-out photographs ──────────────────────────────────► PSNR of renders
@@ -7,14 +7,17 @@ seed ─► held-out scene ─► photographs (files) ─► reconstruct ─► 
 import json
 import logging
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from da3gs.atomic import atomic_path
+from da3gs.data.inputs import load_input
+from da3gs.data.sfm import with_sfm_cameras
 from da3gs.data.synthetic import HELD_OUT_STYLES, SyntheticViews, make_scene, render_views, sample_cameras
 from da3gs.errors import InputError
 from da3gs.export.scene_folder import save_scene
@@ -26,12 +29,14 @@ from da3gs.metrics.poses import pose_metrics
 from da3gs.metrics.shape import depth_metrics
 from da3gs.model.da3_model import DA3Model
 from da3gs.pipeline.reconstruction import DEFAULT_MODEL, ReconstructConfig, reconstruct
+from da3gs.pipeline.sources import source_from_input
 from da3gs.pipeline.stages import Stages
 from da3gs.rendering.render import RenderConfig, render
 
 logger = logging.getLogger(__name__)
 
 PHOTOS, SCENE, NUMBERS, COMPARISON = "photos", "scene", "numbers.json", "comparison.png"
+Poses = Literal["sfm", "predicted", "given"]
 _WIDTH, _HEIGHT = 448, 336
 _HELD_OUT = 3
 
@@ -71,8 +76,8 @@ def run_demo(
     *,
     model: str | Path | DA3Model = DEFAULT_MODEL,
     views: int = 6,
-    seed: int = 3,
-    given_poses: bool = False,
+    seed: int = 2,
+    poses: Poses = "sfm",
     given_depth: bool = False,
     video: bool = True,
     stages: Stages | None = None,
@@ -85,7 +90,8 @@ def run_demo(
         model: As for `reconstruct`.
         views: Photographs to reconstruct from.
         seed: Of scene and cameras.
-        given_poses: Hand the true cameras to the reconstruction.
+        poses: "sfm" finds the cameras by structure from motion (photographs it cannot place are left out), "predicted"
+            leaves them to the network, "given" hands the true ones to the reconstruction.
         given_depth: Hand it the true depth, as a depth camera would; with the poses no network is needed.
         video: Render the fly-through.
         stages: Receives seconds and memory per stage.
@@ -98,10 +104,19 @@ def run_demo(
         (folder / PHOTOS).mkdir()
         paths = _write_photos(folder / PHOTOS, context)
         before = stages.seconds
-        cameras = context.cameras if given_poses else None
-        depth = context.depth if given_depth else None
         config = ReconstructConfig(depth="given" if given_depth else "network")
-        scene = reconstruct(paths, cameras, model, config, depth=depth, stages=stages)
+        depth = context.depth if given_depth else None
+        if poses == "sfm":
+            with stages("structure from motion"):
+                found = with_sfm_cameras(load_input(folder / PHOTOS))
+            placed = [int(Path(name).stem) for name in found.names]
+            context = _subset(context, placed)
+            source = replace(source_from_input(found), poses_from="structure from motion")
+            source = replace(source, depth=None if depth is None else list(depth[placed]))
+            scene = reconstruct(source, None, model, config, stages=stages)
+        else:
+            cameras = context.cameras if poses == "given" else None
+            scene = reconstruct(paths, cameras, model, config, depth=depth, stages=stages)
         seconds = stages.seconds - before
         save_scene(scene, folder / SCENE, video=video, frames=60, stages=stages)
         with stages("comparing with the truth"):
@@ -155,7 +170,7 @@ def compare(
 def _photograph(views: int, seed: int) -> tuple[SyntheticViews, SyntheticViews]:
     """Context and held-out views of one scene; every third camera or so is held out, between the others."""
     scene = make_scene(seed, style=HELD_OUT_STYLES[seed % len(HELD_OUT_STYLES)], difficulty=0.3)
-    cameras = sample_cameras(scene, views + _HELD_OUT, seed, _WIDTH, _HEIGHT, motion="orbit", min_covisibility=0.5)
+    cameras = sample_cameras(scene, views + _HELD_OUT, seed, _WIDTH, _HEIGHT, motion="orbit", min_covisibility=0.65)
     held_out = torch.linspace(1, views + _HELD_OUT - 2, _HELD_OUT).round().long()
     chosen = torch.ones(len(cameras), dtype=torch.bool)
     chosen[held_out] = False
@@ -163,7 +178,7 @@ def _photograph(views: int, seed: int) -> tuple[SyntheticViews, SyntheticViews]:
     return _subset(pictures, chosen), _subset(pictures, ~chosen)
 
 
-def _subset(pictures: SyntheticViews, mask: Tensor) -> SyntheticViews:
+def _subset(pictures: SyntheticViews, mask: Tensor | list[int]) -> SyntheticViews:
     fields = {name: getattr(pictures, name)[mask] for name in ("images", "depth", "normals", "sky", "object_ids")}
     return SyntheticViews(**fields, cameras=pictures.cameras[mask], seed=pictures.seed, style=pictures.style)
 

@@ -31,6 +31,10 @@ FEWEST_POINTS = 30
 _INSIDE = 0.5
 # Ratios that spread by more than this (robust standard deviation, relative) cast doubt on depth or cameras.
 _WIDE_SPREAD = 0.3
+# Reach of a point, as a fraction of the longer side; points that say nothing new; grid the bend is computed on.
+_BEND_SIGMA = 0.06
+_PRIOR_POINTS = 0.5
+_BEND_GRID = 64
 # MAD of a normal distribution -> its standard deviation.
 _SIGMA_FROM_MAD = 1.4826
 
@@ -130,13 +134,20 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
             f"predicted depth and the sparse points of the cameras agree only to {found.spread:.0%} after scaling: the "
             "model is weak on this scene, or cameras and images do not belong together"
         )
+    field = bend_through_points(depth, prediction.cameras, source.points, found.factor)
+    facts["bend"] = float((field / found.factor).log().abs().median().exp() - 1)
+    report.chose(
+        "bend of the depth",
+        facts["bend"],
+        "depth bends smoothly through the sparse points; median change beside the common scale",
+    )
     observable = prediction.alignment is None or SCALE not in prediction.alignment.unobservable
     return replace(
         prediction,
-        depth=depth * found.factor,
+        depth=depth * field,
         gaussians=None
         if prediction.gaussians is None
-        else _scaled_about_cameras(prediction.gaussians, prediction.cameras, found.factor),
+        else _scaled_about_cameras(prediction.gaussians, prediction.cameras, field),
         rays=None,  # rays hold origins and directions of the prediction as it was
         unit="given",
         # The one note there is without an observable scale says that there is none.
@@ -144,10 +155,49 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
     )
 
 
-def _scaled_about_cameras(gaussians: Gaussians, cameras: Cameras, factor: float) -> Gaussians:
+@torch.no_grad()
+def bend_through_points(
+    depth: Float[Tensor, "V H W"], cameras: Cameras, points: Sequence[Float[Tensor, "_m 3"]], factor: float
+) -> Float[Tensor, "V H W"]:
+    """Factors on depth, smooth over each picture, that bring it to its sparse points and elsewhere to `factor`.
+
+    The logarithm of true over predicted depth is averaged around every place with Gaussian weights (Nadaraya-Watson),
+    together with `_PRIOR_POINTS` points that say `factor`. Outliers count as differing by a factor of two at most.
+
+    Args:
+        depth: z-depth; <= 0 is unknown.
+        cameras: Posed, at the size of the maps.
+        points: Per view the world points it sees.
+        factor: Common scale of all views.
+    """
+    _, height, width = depth.shape
+    sigma = _BEND_SIGMA * max(height, width)
+    # Evaluated on a coarse grid, which a kernel this wide allows.
+    rows, columns = min(height, _BEND_GRID), min(width, _BEND_GRID)
+    v = (torch.arange(rows, device=depth.device) + 0.5) * height / rows
+    u = (torch.arange(columns, device=depth.device) + 0.5) * width / columns
+    fields = depth.new_zeros(len(depth), rows, columns)
+    for view, seen in enumerate(points):
+        uv, z = (values[0] for values in cameras[view].project(seen.to(depth)))
+        inside = (z > 0) & (uv >= 0).all(-1) & (uv[:, 0] < width) & (uv[:, 1] < height)
+        column, row = uv[inside].long().unbind(-1)
+        predicted = depth[view][row, column]
+        known = predicted > 0
+        place = uv[inside][known]
+        ratio = (z[inside][known] / predicted[known] / factor).log().clamp(-math.log(2), math.log(2))
+        across = torch.exp(-0.5 * ((u[:, None] - place[:, 0]) / sigma).square())
+        down = torch.exp(-0.5 * ((v[:, None] - place[:, 1]) / sigma).square())
+        total = torch.einsum("rm,cm,m->rc", down, across, ratio)
+        fields[view] = total / (torch.einsum("rm,cm->rc", down, across) + _PRIOR_POINTS)
+    smooth = torch.nn.functional.interpolate(fields[:, None], (height, width), mode="bicubic")[:, 0]
+    return factor * smooth.exp()
+
+
+def _scaled_about_cameras(gaussians: Gaussians, cameras: Cameras, factors: Float[Tensor, "V H W"]) -> Gaussians:
     """One Gaussian per pixel in view order, each moved along its ray and grown with the distance."""
     centers = cameras.centers.to(gaussians.means)
     centers = centers.repeat_interleave(len(gaussians) // len(cameras), 0)
+    factor = factors.reshape(-1, 1).to(gaussians.means)
     return Gaussians.unchecked(
         centers + factor * (gaussians.means - centers),
         gaussians.quats,
