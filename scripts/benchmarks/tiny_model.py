@@ -50,11 +50,9 @@ def synthetic(model, size: int, scenes: int) -> None:
     print("## Procedural scenes\n")
     print(
         "Medians over pairs of views in degrees; `still`: cameras that never move. Depth after one scale per scene, "
-        "`true unit`: without any.\n"
+        "`unit`: without any.\n"
     )
-    print(
-        "| styles | views | poses | rotation | still | direction | AUC@30 | AUC@5 | delta1 | AbsRel | delta1, true unit |"
-    )
+    print("| styles | views | poses | rotation | still | direction | AUC@30 | AUC@5 | delta1 | AbsRel | delta1, unit |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for held_out in (False, True):
         height = round(size * 0.7 / 14) * 14
@@ -103,9 +101,7 @@ def _synthetic_row(model, samples: list[TrainingSample], posed: bool) -> str:
 
 def real_depth(model, size: int, data: Path) -> None:
     print("## Depth of photographs\n")
-    print(
-        "One scale per picture. `constant` is the best constant, `row` the best depth that depends on the row alone.\n"
-    )
+    print("One scale per picture. `constant`: a constant depth; `row`: a plane fitted to the truth, by rows alone.\n")
     print("| set | views | poses | delta1 | AbsRel | delta1 constant | delta1 row |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     frames = read_rgbd(data / "rgbd_tabletop_d435i" / "transforms.json", width=480)
@@ -177,7 +173,8 @@ def real_poses(model, size: int, data: Path) -> None:
         auc, trivial = found.auc["vggt"], still.auc["vggt"]
         print(
             f"| {name} | {len(posed)} | {found.rotation_median_deg:.1f} | {still.rotation_median_deg:.1f} | "
-            f"{found.translation_median_deg:.1f} | {auc['auc@30']:.2f} | {auc['auc@5']:.2f} | {trivial['auc@30']:.2f} |",
+            f"{found.translation_median_deg:.1f} | {auc['auc@30']:.2f} | {auc['auc@5']:.2f} | "
+            f"{trivial['auc@30']:.2f} |",
             flush=True,
         )
     print()
