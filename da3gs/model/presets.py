@@ -271,7 +271,7 @@ PRESETS: dict[str, ModelConfig] = {
         backbone=BackboneConfig(192, 12, 3, (5, 7, 9, 11), **_ANY_VIEW_12),
         head=HeadConfig(32, (24, 48, 96, 192)),
         cameras=CameraConfig(heads=6),
-        size_px=140,
+        size_px=196,
         licence=_APACHE,
     ),
     "da3-small": ModelConfig(

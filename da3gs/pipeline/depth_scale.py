@@ -19,6 +19,7 @@ from torch import Tensor
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.alignment import SCALE
 from da3gs.geometry.cameras import Cameras
+from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.report import Report
 from da3gs.pipeline.sources import Source
@@ -134,7 +135,7 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
             f"predicted depth and the sparse points of the cameras agree only to {found.spread:.0%} after scaling: the "
             "model is weak on this scene, or cameras and images do not belong together"
         )
-    field = bend_through_points(depth, prediction.cameras, source.points, found.factor)
+    field = bend_through_points(depth, prediction.cameras, source.points, found.factor, found.spread)
     facts["bend"] = float((field / found.factor).log().abs().median().exp() - 1)
     report.chose(
         "bend of the depth",
@@ -145,9 +146,8 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
     return replace(
         prediction,
         depth=depth * field,
-        gaussians=None
-        if prediction.gaussians is None
-        else _scaled_about_cameras(prediction.gaussians, prediction.cameras, field),
+        gaussians=_moved_gaussians(prediction, depth * field, field, report),
+        raw_gaussians=None,
         rays=None,  # rays hold origins and directions of the prediction as it was
         unit="given",
         # The one note there is without an observable scale says that there is none.
@@ -155,20 +155,39 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
     )
 
 
+def _moved_gaussians(
+    prediction: ScenePrediction, depth: Tensor, factors: Float[Tensor, "V H W"], report: Report
+) -> Gaussians | None:
+    if prediction.gaussians is None:
+        return None
+    if prediction.raw_gaussians is None:
+        return _scaled_about_cameras(prediction.gaussians, prediction.cameras, factors)
+    why = "its corrections are for the depth the network predicts, not for depth bent through sparse points"
+    report.chose("Gaussian head", "not used", why)
+    return gaussians_from_raw(
+        None, depth, prediction.cameras, images=prediction.images, confidence=prediction.confidence
+    )
+
+
 @torch.no_grad()
 def bend_through_points(
-    depth: Float[Tensor, "V H W"], cameras: Cameras, points: Sequence[Float[Tensor, "_m 3"]], factor: float
+    depth: Float[Tensor, "V H W"],
+    cameras: Cameras,
+    points: Sequence[Float[Tensor, "_m 3"]],
+    factor: float,
+    spread: float,
 ) -> Float[Tensor, "V H W"]:
     """Factors on depth, smooth over each picture, that bring it to its sparse points and elsewhere to `factor`.
 
     The logarithm of true over predicted depth is averaged around every place with Gaussian weights (Nadaraya-Watson),
-    together with `_PRIOR_POINTS` points that say `factor`. Outliers count as differing by a factor of two at most.
+    together with `_PRIOR_POINTS` points that say `factor`. Points far outside of the spread hardly count (Cauchy).
 
     Args:
         depth: z-depth; <= 0 is unknown.
         cameras: Posed, at the size of the maps.
         points: Per view the world points it sees.
         factor: Common scale of all views.
+        spread: Robust standard deviation of the logarithms around it.
     """
     _, height, width = depth.shape
     sigma = _BEND_SIGMA * max(height, width)
@@ -184,11 +203,12 @@ def bend_through_points(
         predicted = depth[view][row, column]
         known = predicted > 0
         place = uv[inside][known]
-        ratio = (z[inside][known] / predicted[known] / factor).log().clamp(-math.log(2), math.log(2))
+        ratio = (z[inside][known] / predicted[known] / factor).log()
+        trust = 1 / (1 + (ratio / (2 * max(spread, 1e-3))).square())
         across = torch.exp(-0.5 * ((u[:, None] - place[:, 0]) / sigma).square())
         down = torch.exp(-0.5 * ((v[:, None] - place[:, 1]) / sigma).square())
-        total = torch.einsum("rm,cm,m->rc", down, across, ratio)
-        fields[view] = total / (torch.einsum("rm,cm->rc", down, across) + _PRIOR_POINTS)
+        total = torch.einsum("rm,cm,m->rc", down, across, trust * ratio)
+        fields[view] = total / (torch.einsum("rm,cm,m->rc", down, across, trust) + _PRIOR_POINTS)
     smooth = torch.nn.functional.interpolate(fields[:, None], (height, width), mode="bicubic")[:, 0]
     return factor * smooth.exp()
 
