@@ -1,6 +1,6 @@
 """Join a trained student and its Gaussian head into one float16 file, as it is shipped under da3gs/assets.
 
-    python scripts/bundle_weights.py STUDENT HEAD OUT.safetensors
+python scripts/bundle_weights.py STUDENT HEAD OUT.safetensors
 """
 
 import sys

@@ -270,7 +270,8 @@ def _predicted(
         intrinsics=source.cameras is not None,
         camera_source=config.camera_source,
     )
-    if source.posed and config.check_poses and loaded.config.cameras is not None:
+    doubtful = source.posed and source.poses_from == "given"
+    if doubtful and config.check_poses and loaded.config.cameras is not None:
         with stages("checking the poses"):
             _check_given_poses(loaded, prediction, config, report)
     if measured:
