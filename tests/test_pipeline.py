@@ -593,3 +593,24 @@ def test_angles_of_the_report_are_degrees():
     turned[1, :3, :3] = turn.double() @ turned[1, :3, :3]
     found = check_poses(truth, truth.with_poses(turned))
     assert found.rotation_error_deg["as-read"] == pytest.approx(30, abs=1e-3)
+
+
+def test_depth_bends_through_points_and_keeps_the_scale_elsewhere():
+    from da3gs.pipeline.depth_scale import bend_through_points
+
+    truth = arc(1, "free")
+    true = see(truth)[1]
+    _, height, width = true.shape
+    ramp = torch.linspace(0.8, 1.25, width).expand(height, width)
+    bent = true / ramp  # too near on the right
+    pick = torch.randint(true.numel(), (600,), generator=torch.Generator().manual_seed(3))
+    points = truth[0].unproject(true)[0].reshape(-1, 3)[pick]
+    right = pick % width > width // 2
+    field = bend_through_points(bent, truth, [points[right]], 1.0, 0.15)
+    error = (bent * field / true - 1).abs()[0]
+    assert float(error[:, int(0.6 * width) :].median()) < 0.02 < 0.1 < float((1 / ramp - 1).abs()[:, -1].min())
+    assert torch.allclose(field[0, :, : width // 5], torch.ones(()), atol=0.02)
+    # Outliers bend nothing.
+    wild = torch.cat([points, truth.centers[0] + 3 * (points[:60] - truth.centers[0])])
+    again = bend_through_points(true, truth, [wild], 1.0, 0.02)
+    assert float((again - 1).abs().median()) < 0.01
