@@ -19,6 +19,9 @@ from da3gs.geometry.alignment import align_cameras
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import OPENCV_FROM_OPENGL, rigid_inverse
 from da3gs.geometry.rotations import rotation_angle
+from da3gs.model.da3_model import DA3Model
+from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.report import Report
 
 # Median angle between predicted and given relative rotations from which on the given ones deserve a word.
 SUSPICIOUS_DEG = 15.0
@@ -205,3 +208,29 @@ def _intrinsics_warning(given: Cameras, focal_ratio: float) -> str | None:
             "images of this size"
         )
     return None
+
+
+def check_against_prediction(
+    model: DA3Model,
+    prediction: ScenePrediction,
+    report: Report,
+    *,
+    camera_source: str,
+    reference_view: str,
+    seed: int,
+) -> None:
+    """`check_poses` of given cameras against a second prediction of the same pictures, into the report."""
+    images = prediction.views.images
+    witness = model.predict(
+        images,
+        None,
+        size_px=max(images.shape[-2:]),
+        camera_source=camera_source,
+        reference_view=reference_view,
+        gaussians=False,
+        seed=seed,
+    )
+    found = check_poses(witness.cameras, prediction.cameras)
+    report.content["poses"]["check_without_poses"] = found.to_dict()
+    for warning in found.warnings:
+        report.warn(warning)

@@ -32,7 +32,7 @@ from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, splat_size
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.memory_plan import WhenTight
-from da3gs.pipeline.pose_check import check_poses
+from da3gs.pipeline.pose_check import check_against_prediction
 from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
 from da3gs.pipeline.sources import Source, depth_on, gather, thinned, views_without_network
 from da3gs.pipeline.stages import Stages
@@ -273,7 +273,14 @@ def _predicted(
     doubtful = source.posed and source.poses_from == "given"
     if doubtful and config.check_poses and loaded.config.cameras is not None:
         with stages("checking the poses"):
-            _check_given_poses(loaded, prediction, config, report)
+            check_against_prediction(
+                loaded,
+                prediction,
+                report,
+                camera_source=config.camera_source,
+                reference_view=config.reference_view,
+                seed=config.seed,
+            )
     if measured:
         return _with_measured_depth(source, views, prediction, report)
     depth, confidence, sky = _maps(prediction)
@@ -369,23 +376,6 @@ def _check_left(records: list[FilterRecord], report: Report) -> None:
             f"the views contradict each other in {share:.0%} of the pixels left, which were dropped: depth and "
             "cameras do not fit together (a weak model, wrong cameras, or a scene that moved)"
         )
-
-
-def _check_given_poses(model: DA3Model, prediction: ScenePrediction, config: ReconstructConfig, report: Report) -> None:
-    images = prediction.views.images
-    witness = model.predict(
-        images,
-        None,
-        size_px=max(images.shape[-2:]),
-        camera_source=config.camera_source,
-        reference_view=config.reference_view,
-        gaussians=False,
-        seed=config.seed,
-    )
-    found = check_poses(witness.cameras, prediction.cameras)
-    report.content["poses"]["check_without_poses"] = found.to_dict()
-    for warning in found.warnings:
-        report.warn(warning)
 
 
 def _frame(
