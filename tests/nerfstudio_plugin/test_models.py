@@ -64,7 +64,7 @@ def test_step_zero_is_the_feed_forward_result(pipelines, scene, weights):
     from da3gs.nerfstudio.context import read_context
 
     context = read_context(pipelines["da3gs"].datamanager, count=3, strategy="farthest")
-    out = load_model(weights, device="cpu").predict(context.images, context.cameras, size_px=56)
+    out = load_model(weights, device="cpu").predict(context.images, context.cameras, size_px=56, refine_scale=True)
     expected = _tensors(out.gaussians.with_sh_degree(2))
     for name, pipeline in pipelines.items():
         found = _tensors(pipeline.model.gaussians())
