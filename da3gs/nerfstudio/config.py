@@ -99,6 +99,9 @@ class SplatModelConfig(FeedForwardModelConfig):
     _target: Callable = _build_splat_model
     sh_degree: Literal[0, 1, 2, 3] = 2
     """Degree of the spherical harmonics of the colours."""
+    start_opacity: float = 1.0
+    """Highest opacity at the first step. Opaque splats in wrong places hide what is behind them from the optimiser:
+    after a weak start (da3-tiny) 0.1 trains far better; splats then also begin 1.5 times as large."""
 
 
 @dataclass

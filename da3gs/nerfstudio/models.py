@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from nerfstudio.cameras.cameras import Cameras as NerfstudioCameras
 from nerfstudio.data.scene_box import OrientedBox
-from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes
+from nerfstudio.engine.callbacks import TrainingCallback, TrainingCallbackAttributes, TrainingCallbackLocation
 from nerfstudio.models.splatfacto import SplatfactoModel
 from torch import Tensor, nn
 
@@ -34,6 +34,8 @@ from da3gs.nerfstudio.head import FrozenInputs, ensure_head, freeze
 from da3gs.rendering import RenderConfig, render
 
 logger = logging.getLogger(__name__)
+
+_SOFT_GROWTH = 1.5  # of a start with lowered opacities
 
 
 class FeedForwardSplats(SplatfactoModel):
@@ -291,6 +293,22 @@ class SplatModel(FeedForwardSplats):
         start = self._feed_forward(model, context)
         self.scene_scale.copy_(typical_depth(start.gaussians, start.prediction.cameras))
         self.set_gaussians(start.gaussians)
+
+    def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
+        """Soften the start, once step 0 has been measured as the network left it."""
+        if not 0 < self.config.start_opacity <= 1:
+            raise InputError(f"start-opacity must lie in (0, 1]; got {self.config.start_opacity:g}")
+        if self.config.start_opacity == 1:
+            return []
+        places = [TrainingCallbackLocation.BEFORE_TRAIN_ITERATION]
+        return [TrainingCallback(places, self.soften, iters=(0,))]
+
+    @torch.no_grad()
+    def soften(self, step: int) -> None:
+        """Gaussians see-through and larger, so that gradients reach those behind."""
+        means, quats, scales, opacities, sh = self.gaussians().tensors()
+        opacities = opacities.clamp(max=self.config.start_opacity)
+        self.set_gaussians(Gaussians.unchecked(means, quats, _SOFT_GROWTH * scales, opacities, sh))
 
     def get_param_groups(self) -> dict[str, list[nn.Parameter]]:
         return {name: [self.gauss_params[name]] for name in PARAMETERS}

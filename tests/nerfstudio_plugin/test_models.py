@@ -1,6 +1,7 @@
 """Models and pipeline through nerfstudio's own interfaces, in this process."""
 
 import copy
+import dataclasses
 import io
 
 import pytest
@@ -290,3 +291,26 @@ def test_bad_requests_are_one_clear_line(scene, weights):
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="train on the CPU with"):
             _config("da3gs", scene, weights).setup(device="cuda")
+
+
+def test_a_soft_start_lowers_opacities_once_training_begins(pipelines):
+    from nerfstudio.engine.callbacks import TrainingCallbackAttributes
+
+    nothing = TrainingCallbackAttributes(optimizers=None, grad_scaler=None, pipeline=None, trainer=None)
+    model = pipelines["da3gs-splat"].model
+    before, config = model.gaussians().detach(), model.config
+    assert model.get_training_callbacks(nothing) == []  # as the network left it, by default
+    try:
+        model.config = dataclasses.replace(config, start_opacity=0.1)
+        (callback,) = model.get_training_callbacks(nothing)
+        callback.run_callback(5)
+        assert torch.equal(model.gaussians().opacities, before.opacities)  # a resumed run is not softened again
+        callback.run_callback(0)
+        assert float(model.gaussians().opacities.max()) <= 0.1001
+        assert torch.allclose(model.gaussians().scales, 1.5 * before.scales, rtol=1e-4)
+        model.config = dataclasses.replace(config, start_opacity=0.0)
+        with pytest.raises(InputError, match="start-opacity"):
+            model.get_training_callbacks(nothing)
+    finally:
+        model.config = config
+        model.set_gaussians(before)

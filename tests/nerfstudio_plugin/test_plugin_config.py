@@ -23,6 +23,7 @@ OURS = {
     "lpips",
     "lpips-weights",
     "sh-degree",
+    "start-opacity",
 }
 
 DISCOVERY = """
