@@ -143,7 +143,7 @@ def compare(
     width, height = scene.cameras.size
     truth = context.cameras.scaled(width=width, height=height)
     poses = pose_metrics(scene.cameras, truth)
-    still = pose_metrics(_standing_still(truth), truth)
+    still = pose_metrics(standing_still(truth), truth)
     true_depth = torch.nn.functional.interpolate(context.depth[:, None], (height, width), mode="nearest-exact")[:, 0]
     depth = depth_metrics(scene.depth, true_depth, mask=(true_depth > 0) & (scene.depth > 0), per_view=False)
     moved = scene.gaussians.transform(align_cameras(scene.cameras, truth).target_from_source)
@@ -210,6 +210,6 @@ def _write_comparison(
     write_contact_sheet(path, rows)
 
 
-def _standing_still(cameras: Cameras) -> Cameras:
+def standing_still(cameras: Cameras) -> Cameras:
     """Cameras that all stand where the first one does."""
     return cameras.with_poses(cameras.cam_from_world[:1].expand(len(cameras), 4, 4).clone())

@@ -19,6 +19,7 @@ import torch
 import da3gs
 from da3gs.data.rgbd import read_rgbd
 from da3gs.data.transforms_json import read_transforms_json
+from da3gs.evaluate.demo import standing_still
 from da3gs.geometry.cameras import Cameras
 from da3gs.metrics.poses import pose_metrics
 from da3gs.metrics.shape import depth_metrics
@@ -189,11 +190,6 @@ def _picture(path: Path) -> torch.Tensor:
     from PIL import Image
 
     return torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1)[None].float() / 255
-
-
-def standing_still(cameras: Cameras) -> Cameras:
-    """Cameras that all stand where the first one does."""
-    return cameras.with_poses(cameras.cam_from_world[:1].expand(len(cameras), 4, 4).clone())
 
 
 def _number(values: list[float], digits: int, average=statistics.fmean) -> str:

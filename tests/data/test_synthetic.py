@@ -28,7 +28,7 @@ from da3gs.geometry.cameras import Cameras
 
 @pytest.fixture(scope="module", params=STYLES)
 def sample(request):
-    return make_sample(11, 4, 80, 60, style=request.param, difficulty=0.5, motion="orbit")
+    return make_sample(11, 4, 80, 60, style=request.param, difficulty=0.5, motion="jitter")
 
 
 def camera(eye, target, width=64, height=48, focal=60.0) -> Cameras:
@@ -74,8 +74,7 @@ def test_depth_agrees_between_views(sample):
     visible = (first - 1).abs() < 0.01
     assert visible.float().mean() > 0.15
     error = (first[visible] - 1).abs()
-    # The rest lies behind something thin, a knife on the table say.
-    assert float((error < 2e-4).float().mean()) > 0.95
+    assert float(error.quantile(0.99)) < 2e-4
 
 
 def test_pixels_of_two_views_agree(sample):
@@ -178,7 +177,7 @@ def test_normals_match_the_depth(sample):
         inner &= (shifted * n[:, 1:-1, 1:-1]).sum(-1) > 0.995
     agreement = (numeric * n[:, 1:-1, 1:-1]).sum(-1)[inner]
     assert len(agreement) > 1000
-    assert float((agreement > 0.99).float().mean()) > 0.94
+    assert float((agreement > 0.99).float().mean()) > 0.97
 
 
 def test_sky_is_where_nothing_is_met(sample):
