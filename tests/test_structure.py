@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[1] / "da3gs"
 
 # A module may import modules of lower layers, of its own part, and (layer 3 and 5) of its own layer.
 LAYERS = [
-    {"errors", "atomic", "geometry", "config"},
+    {"errors", "atomic", "compiling", "geometry", "config"},
     {"gaussians", "images", "image_files"},
-    {"model", "rendering", "data", "metrics"},
+    {"model", "rendering", "data", "metrics", "stereo"},
     {"losses", "export", "fusion", "pipeline", "refine", "viewer", "doctor"},
     {"evaluate"},
     {"train"},

@@ -111,6 +111,9 @@ class ReconstructCommand:
     no_pose_check: bool = False
     """Do not compare given poses with a second prediction that does not know them (saves its time)."""
 
+    no_refine_depth: bool = False
+    """With known cameras, keep the network's depth instead of letting the pictures refine it."""
+
     memory: Literal["adapt", "refuse", "ignore"] = "adapt"
     """When memory is short: lower resolution and views, stop with advice, or try anyway."""
 
@@ -190,6 +193,7 @@ class ReconstructCommand:
             depth=self.depth,
             camera_source=self.camera_source,
             check_poses=not self.no_pose_check,
+            refine_depth=not self.no_refine_depth,
             filters=FilterConfig(
                 confidence=self.min_confidence,
                 sky=not self.keep_sky,

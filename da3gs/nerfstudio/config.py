@@ -65,7 +65,10 @@ class FeedForwardModelConfig(ModelConfig):
     context_strategy: Literal["farthest", "evenly"] = "farthest"
     """Which ones: cameras as different as possible, or evenly along the sequence."""
     image_size: int = 504
-    """Longest side in pixels at which the network sees them, whatever size nerfstudio loads."""
+    """Longest side in pixels of the images splats are placed from, whatever size nerfstudio loads. A network made for
+    smaller ones (da3-tiny: 196) sees them at its own size."""
+    refine_depth: bool = True
+    """Let the training images beside the context views refine the predicted depth (a plane sweep on the CPU)."""
     max_gaussians: int | None = 1_000_000
     """Keep the Gaussians that contribute most to the context views, at most this many."""
     ssim_weight: float = 0.2

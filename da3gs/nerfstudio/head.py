@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from da3gs.errors import InputError
 from da3gs.gaussians import Gaussians
-from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
 from da3gs.images import Views
 from da3gs.model.backbone import BackboneOutput
@@ -29,6 +29,7 @@ from da3gs.model.gs_head import GaussianHead
 from da3gs.model.network import Da3Network, initialize
 from da3gs.model.presets import GSHeadConfig
 from da3gs.nerfstudio.context import FeedForward, with_growth
+from da3gs.pipeline.surface import Surface
 
 
 def ensure_head(model: DA3Model) -> GaussianHead:
@@ -59,15 +60,20 @@ def ensure_head(model: DA3Model) -> GaussianHead:
     return network.gs_head
 
 
+def begin_at_prior(head: GaussianHead) -> None:
+    """Make a residual head correct the geometric prior by nothing, and keep what it has learnt to look at."""
+    nn.init.zeros_(head.out.weight)
+    nn.init.zeros_(head.out.bias)
+
+
 @dataclass(frozen=True, eq=False)
 class FrozenInputs:
     """What the head reads and what the adapter adds to it.
 
     Attributes:
         tokens: Of the backbone.
-        views: The processed images.
-        depth, cameras: In the network's own frame and scale.
-        confidence: Of the depth.
+        views: The images the network saw.
+        surface: Depth and cameras in the network's own frame and scale, at the size splats are placed at.
         user_from_network: From there to nerfstudio's frame.
         selection: Index of every kept Gaussian among one per pixel.
         growth: Factors on their standard deviations.
@@ -75,9 +81,7 @@ class FrozenInputs:
 
     tokens: BackboneOutput
     views: Views
-    depth: Float[Tensor, "V H W"]
-    cameras: Cameras
-    confidence: Float[Tensor, "V H W"] | None
+    surface: Surface
     user_from_network: Similarity
     selection: Int64[Tensor, " N"]
     growth: Float[Tensor, "N 3"]
@@ -85,13 +89,16 @@ class FrozenInputs:
     def gaussians(self, head: GaussianHead) -> Gaussians:
         """The Gaussians a head makes of the context views; gradients flow to the head."""
         raw = head(self.tokens, self.views.normalised)
+        surface = self.surface
+        if raw.shape[1:3] != surface.depth.shape[1:]:
+            raw = F.interpolate(raw.movedim(-1, 1), surface.depth.shape[1:], mode="bilinear").movedim(1, -1)
         splats = gaussians_from_raw(
             raw,
-            self.depth,
-            self.cameras,
+            surface.depth,
+            surface.cameras,
             config=AdapterConfig() if head.config.residual else AdapterConfig.official(),
-            images=self.views.images,
-            confidence=self.confidence,
+            images=surface.views.images,
+            confidence=surface.splat_confidence,
         )
         return with_growth(splats[self.selection], self.growth).transform(self.user_from_network)
 
@@ -99,8 +106,8 @@ class FrozenInputs:
 @torch.no_grad()
 def freeze(model: DA3Model, start: FeedForward) -> FrozenInputs:
     """Tokens, depth and cameras of a prediction whose cameras were given."""
-    prediction = start.prediction
-    if prediction.alignment is None or prediction.cameras is None:
+    prediction, surface = start.prediction, start.surface
+    if prediction.alignment is None:
         raise InputError("fine-tuning a Gaussian head needs posed context views")
     user_from_network = prediction.alignment.target_from_source
     network, images = model.network, prediction.views.normalised[None]
@@ -108,13 +115,11 @@ def freeze(model: DA3Model, start: FeedForward) -> FrozenInputs:
     mixed = model.device.type == "cuda" and torch.cuda.is_bf16_supported()
     with torch.autocast("cuda", torch.bfloat16) if mixed else nullcontext():
         tokens = network.backbone(images, network.encode_known_cameras(given, images))
-    return FrozenInputs(
-        tokens,
-        prediction.views,
-        prediction.depth / float(user_from_network.scale),
-        prediction.cameras.transform(user_from_network.inverse()),
-        prediction.confidence,
-        user_from_network,
-        start.selection,
-        start.growth,
+    own = replace(
+        surface,
+        depth=surface.depth / float(user_from_network.scale),
+        cameras=surface.cameras.transform(user_from_network.inverse()),
+        gaussians=None,
+        raw=None,
     )
+    return FrozenInputs(tokens, prediction.views, own, user_from_network, start.selection, start.growth)

@@ -30,7 +30,7 @@ from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pixels
 from da3gs.nerfstudio.config import FeedForwardModelConfig, HeadModelConfig, SplatModelConfig
 from da3gs.nerfstudio.context import ContextViews, FeedForward, feed_forward, typical_depth, weights_digest
-from da3gs.nerfstudio.head import FrozenInputs, ensure_head, freeze
+from da3gs.nerfstudio.head import FrozenInputs, begin_at_prior, ensure_head, freeze
 from da3gs.rendering import RenderConfig, render
 
 logger = logging.getLogger(__name__)
@@ -91,6 +91,7 @@ class FeedForwardSplats(SplatfactoModel):
             size_px=self.config.image_size,
             max_gaussians=self.config.max_gaussians,
             sh_degree=self.config.sh_degree,
+            refine_depth=self.config.refine_depth,
         )
 
     def set_gaussians(self, gaussians: Gaussians) -> None:
@@ -291,7 +292,7 @@ class SplatModel(FeedForwardSplats):
 
     def _begin(self, model: DA3Model, context: ContextViews) -> None:
         start = self._feed_forward(model, context)
-        self.scene_scale.copy_(typical_depth(start.gaussians, start.prediction.cameras))
+        self.scene_scale.copy_(typical_depth(start.gaussians, start.surface.cameras))
         self.set_gaussians(start.gaussians)
 
     def get_training_callbacks(self, attributes: TrainingCallbackAttributes) -> list[TrainingCallback]:
@@ -329,6 +330,8 @@ class HeadModel(FeedForwardSplats):
     def _begin(self, model: DA3Model, context: ContextViews) -> None:
         head = ensure_head(model)
         start = self._feed_forward(model, context)
+        if start.surface.confirmed is not None:  # a trained head corrects the network's own depth, not refined depth
+            begin_at_prior(head)
         self._inputs = freeze(model, start)
         self.set_gaussians(start.gaussians)
         self.head = head.requires_grad_(True)

@@ -20,12 +20,16 @@ def splat_size(source: Source, model: DA3Model, config: "ReconstructConfig") -> 
     asked = config.splat_size_px or config.size_px or DEFAULT_SIZE_PX
     sizes = {source.size(view) for view in range(len(source))}
     # Images of several sizes are cropped to what they share, and other resizing modes crop too.
-    head = model.network.gs_head
-    released = head is not None and not head.config.residual
-    if released or len(sizes) > 1 or config.method != "upper_bound_resize":
+    if released_head(model) or len(sizes) > 1 or config.method != "upper_bound_resize":
         return None
     wanted = min(asked, max(next(iter(sizes))))
     return wanted if wanted > (config.size_px or model.config.size_px) else None
+
+
+def released_head(model: DA3Model) -> bool:
+    """Whether the model's Gaussian head places splats by itself, not as corrections of the geometric prior."""
+    head = model.network.gs_head
+    return head is not None and not head.config.residual
 
 
 def fitted(

@@ -29,18 +29,20 @@ from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import with_point_scale
-from da3gs.pipeline.fitting import fitted, splat_size
+from da3gs.pipeline.fitting import fitted, released_head, splat_size
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_against_prediction
 from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
 from da3gs.pipeline.sources import Source, depth_on, gather, thinned, views_without_network
 from da3gs.pipeline.stages import Stages
-from da3gs.pipeline.upsampling import joint_upsample
+from da3gs.pipeline.surface import Surface, enlarged, placed, predicted_surface, refined, stereo_config
 from da3gs.rendering import RenderConfig
 
 DEFAULT_MODEL = "da3-tiny"
 AXES = "x right, y down, z forward (OpenCV)"
+# Share of pixels other views agree on below which refined depth is doubtful.
+_FEW_CONFIRMED = 0.2
 # Share of pixels contradicted by other views from which on something is wrong beyond single pixels.
 _DISAGREEMENT = 0.2
 
@@ -60,6 +62,8 @@ class ReconstructConfig:
         camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
         reference_view: How the network picks its reference view.
         refine_scale: With given poses, choose the scale of depth by how well the pictures agree.
+        refine_depth: With known cameras (given, or found by structure from motion), let the pictures refine depth: a
+            plane sweep around the predicted one. Not with a released Gaussian head, which places its own splats.
         check_poses: Compare given poses with a second prediction that does not know them, and name likely mistakes.
         filters: What is dropped.
         max_gaussians: Keep at most this many, by their contribution to the pictures; None keeps all.
@@ -78,6 +82,7 @@ class ReconstructConfig:
     camera_source: Literal["head", "rays"] = "head"
     reference_view: str = "saddle_balanced"
     refine_scale: bool = True
+    refine_depth: bool = True
     check_poses: bool = True
     filters: FilterConfig = field(default_factory=FilterConfig)
     max_gaussians: int | None = None
@@ -87,20 +92,6 @@ class ReconstructConfig:
     gs_head: str | None = None
     antialiased: bool = True
     seed: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class _Surface:
-    """One splat per pixel before anything is dropped, in the given frame or the network's own."""
-
-    views: Views
-    depth: Float[Tensor, "V H W"]
-    cameras: Cameras
-    gaussians: Gaussians
-    unit: str
-    confidence: Float[Tensor, "V H W"] | None = None
-    sky: Float[Tensor, "V H W"] | None = None
-    raw: Float[Tensor, "V H W 38"] | None = None
 
 
 def reconstruct(
@@ -157,7 +148,7 @@ def reconstruct(
             surface.gaussians,
             surface.depth,
             surface.cameras,
-            confidence=surface.confidence,
+            confidence=surface.filter_confidence,
             sky=surface.sky,
             config=config.filters,
         )
@@ -202,7 +193,7 @@ def reconstruct(
 # ------------------------------------------------------------------------------------------------ surfaces
 
 
-def _measured(source: Source, config: ReconstructConfig, stages: Stages, report: Report) -> _Surface:
+def _measured(source: Source, config: ReconstructConfig, stages: Stages, report: Report) -> Surface:
     """Given depth seen by given cameras: splats by the geometric prior alone."""
     with stages("placing Gaussians"):
         views = views_without_network(source, config.size_px or DEFAULT_SIZE_PX)
@@ -220,12 +211,12 @@ def _measured(source: Source, config: ReconstructConfig, stages: Stages, report:
     }
     report.content["poses"] = {"source": source.poses_from}
     report.content["photographs"] = photograph_facts(source, views)
-    return _Surface(views, depth, views.cameras, splats, "given")
+    return Surface(views, depth, views.cameras, splats, "given")
 
 
 def _predicted(
     source: Source, model: str | Path | DA3Model, config: ReconstructConfig, stages: Stages, report: Report
-) -> _Surface:
+) -> Surface:
     """The network's depth and cameras; with ``depth="given"`` its cameras alone, at the scale of the measurements."""
     with stages("loading the model"):
         loaded = model if isinstance(model, DA3Model) else load_model(
@@ -283,72 +274,68 @@ def _predicted(
             )
     if measured:
         return _with_measured_depth(source, views, prediction, report)
-    depth, confidence, sky = _maps(prediction)
-    assert prediction.gaussians is not None
-    surface = _Surface(
-        views,
-        depth,
-        prediction.cameras,
-        prediction.gaussians,
-        prediction.unit,
-        confidence,
-        sky,
-        prediction.raw_gaussians,
-    )
-    if splat_size_px is None:
+    surface = predicted_surface(replace(prediction, views=views))
+    refine = config.refine_depth and source.posed and len(source) > 1 and not released_head(loaded)
+    if splat_size_px is None and not refine:
+        assert surface.gaussians is not None
         return surface
+    if splat_size_px is not None:
+        with stages("bringing depth to larger images"):
+            surface = _finer(source, surface, splat_size_px, report)
+    if refine:
+        with stages("refining depth by the pictures"):
+            surface = _refined(surface, loaded, report)
     with stages("placing Gaussians"):
-        return _finer(source, surface, splat_size_px, report)
+        return placed(surface, head=surface.confirmed is None)
 
 
-def _finer(source: Source, surface: _Surface, size_px: int, report: Report) -> _Surface:
+def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Surface:
     """The surface at the size of larger images."""
     small = surface.views
     large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
     large = large.to(surface.depth.device)
     report.content["photographs"] = photograph_facts(source, large)
-    width, height = large.size
-
-    def enlarged(values):
-        return joint_upsample(values, small.images, large.images)
-
-    # Inverse depth is linear on planes.
-    depth = 1 / enlarged(1 / surface.depth)
-    confidence = None if surface.confidence is None else enlarged(surface.confidence)
-    cameras = surface.cameras.scaled(width=width, height=height)
-    # The head's corrections are relative to a pixel, its colour and its depth, so they hold at any size.
-    raw = None
-    if surface.raw is not None:
-        channels = surface.raw.movedim(-1, 1)
-        raw = torch.nn.functional.interpolate(channels, (height, width), mode="bilinear").movedim(1, -1)
-    splats = gaussians_from_raw(raw, depth, cameras, images=large.images, confidence=confidence)
     why = f"the network's {small.size[0]}x{small.size[1]} px depth was brought to larger images along their edges"
-    report.chose("size of the maps and splats", [width, height], why)
-    sky = None if surface.sky is None else enlarged(surface.sky)
-    return _Surface(large, depth, cameras, splats, surface.unit, confidence, sky)
+    report.chose("size of the maps and splats", list(large.size), why)
+    return enlarged(surface, large)
 
 
-def _with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> _Surface:
+def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
+    """The surface with depth that carries the pictures onto each other between the known cameras."""
+    result = refined(surface, config=stereo_config(model))
+    share = float(result.confirmed.float().mean())
+    report.content["refined_depth"] = {
+        "confirmed": share,
+        "median_change": float((result.depth / surface.depth).log().abs().median().exp() - 1),
+    }
+    why = f"a plane sweep around the predicted depth; other views confirm {share:.0%} of the pixels"
+    report.chose("depth", "refined by the pictures", why)
+    if surface.raw is not None:
+        why = "its corrections are for the depth the network predicts, not for depth refined by the pictures"
+        report.chose("Gaussian head", "not used", why)
+    if share < _FEW_CONFIRMED:
+        report.warn(
+            f"the pictures confirm the depth of only {share:.0%} of the pixels: views that hardly overlap, plain "
+            "surfaces, or wrong cameras; --no-refine-depth keeps the network's own",
+            logged=True,
+        )
+    return result
+
+
+def _with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> Surface:
     """Predicted cameras moved to the scale of measured depth: the median ratio over all measured pixels."""
     assert source.depth is not None
-    predicted, confidence, sky = _maps(prediction)
-    assert prediction.cameras is not None
+    surface = predicted_surface(prediction)
+    predicted = surface.depth
     depth = depth_on(views, source.depth).to(predicted)
     known = (depth > 0) & (predicted > 0)
     if not known.any():
         raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
     scale = float((depth[known] / predicted[known]).median())
-    cameras = prediction.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
+    cameras = surface.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
     report.chose("scale of the cameras", scale, "median ratio of measured to predicted depth")
     splats = gaussians_from_raw(None, depth, cameras, images=views.images)
-    return _Surface(views, depth, cameras, splats, "given", confidence, sky)
-
-
-def _maps(prediction: ScenePrediction) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Depth, confidence and sky at the processed size, where they are tensors."""
-    maps = (prediction.depth, prediction.confidence, prediction.sky)
-    assert not any(isinstance(values, list) for values in maps)
-    return maps  # type: ignore[return-value]
+    return Surface(views, depth, cameras, splats, "given", surface.confidence, surface.sky)
 
 
 # ------------------------------------------------------------------------------------------------ parts
@@ -379,7 +366,7 @@ def _check_left(records: list[FilterRecord], report: Report) -> None:
 
 
 def _frame(
-    surface: _Surface, gaussians: Gaussians, keep: Tensor, source: Source, config: ReconstructConfig, report: Report
+    surface: Surface, gaussians: Gaussians, keep: Tensor, source: Source, config: ReconstructConfig, report: Report
 ) -> Similarity:
     """scene_from_surface, and its description for the report."""
     if source.posed and source.poses_from == "given":

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from da3gs import stereo
 from da3gs.geometry.alignment import SCALE, align_cameras
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
@@ -30,7 +31,7 @@ class FrozenSample:
     Attributes:
         images, normalised: [V, 3, H, W] in [0, 1], and as the network takes them.
         tokens: Output of the backbone, for the head.
-        depth, confidence: [V, H, W] in the network's unit.
+        depth, confidence: [V, H, W] in the network's unit; between given poses refined by the pictures, if asked for.
         cameras: In the network's frame: its own, or with given poses the true ones moved there.
         world_from_network: Into the frame of the targets; None if the scales are further apart than `SCALE_RANGE`.
         true_depth, true_cameras: Of the context in the frame of the targets; depth 0 where unknown.
@@ -65,8 +66,13 @@ class FrozenSample:
 
 
 @torch.no_grad()
-def frozen_sample(network, context: TrainingSample, *, posed: bool) -> FrozenSample:
-    """Run the frozen network on context views; with `posed` their true poses are given to it."""
+def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth: bool = False) -> FrozenSample:
+    """Run the frozen network on context views.
+
+    Args:
+        posed: Their true poses are given to it.
+        refine_depth: Depth between given poses is refined by the pictures, as `reconstruct` does.
+    """
     device = next(network.parameters()).device
     images, true = context.images.to(device), context.cameras.to(device)
     true_depth = context.depth.to(device)
@@ -89,15 +95,20 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool) -> FrozenSam
     if posed:  # as `DA3Model.predict` does with refine_scale
         factor = photometric_scale(images, maps.depth, true.transform(moved.inverse())).factor
         moved = moved @ Similarity(factor, torch.eye(3), torch.zeros(3))
+    depth, confidence = maps.depth, maps.confidence
+    cameras = true.transform(moved.inverse()) if posed else predicted
+    if posed and refine_depth:
+        refined = stereo.refine_depth(images, depth, cameras)
+        depth, confidence = refined.depth, stereo.surer_where_confirmed(confidence, refined.confirmed)
     ratio = float(moved.scale) / _unit(true, true_depth)
     usable = posed or SCALE_RANGE[0] <= ratio <= SCALE_RANGE[1]
     return FrozenSample(
         images=images,
         normalised=normalised,
         tokens=tokens,
-        depth=maps.depth,
-        confidence=maps.confidence,
-        cameras=true.transform(moved.inverse()) if posed else predicted,
+        depth=depth,
+        confidence=confidence,
+        cameras=cameras,
         world_from_network=moved if usable else None,
         true_depth=true_depth,
         true_cameras=true,

@@ -65,9 +65,11 @@ class GSHeadTask:
 
     Attributes:
         model: Preset, repository or file of the frozen network.
+        pretrained: Go on with the head that network has, instead of a new one.
         features, channels: Size of the head; 0 and () take that of the network's depth head.
         scenes_per_batch: Over all processes.
         given_poses: Probability that a sample's true poses are given.
+        refine_depth: With given poses depth is refined by the pictures before splats are placed, as `reconstruct` does.
         views: Choice of context and target views.
         draws: Fixed choices of views per scene, so that frozen features can be kept; 0 draws anew every time.
         cache: Frozen samples kept in memory (0: none); worth scenes * draws of a small data set.
@@ -76,6 +78,7 @@ class GSHeadTask:
 
     kind: Literal["gs_head"] = "gs_head"
     model: str = "da3-tiny"
+    pretrained: bool = False
     features: int = 0
     channels: tuple[int, ...] = ()
     data: SyntheticData | TransformsData = field(default_factory=SyntheticData)
@@ -85,6 +88,7 @@ class GSHeadTask:
     evaluation_scenes: int = 8
     scenes_per_batch: int = 2
     given_poses: float = 0.5
+    refine_depth: bool = True
     views: ViewSamplingConfig = field(default_factory=ViewSamplingConfig)
     draws: int = 0
     cache: int = 0
@@ -117,11 +121,24 @@ class GSHeadTraining:
         )
         self.architecture = replace(architecture, gs_head=head_config)
         self.module = GaussianHead(architecture.backbone.tap_width, head_config).train()
-        initialize(self.module)
+        if config.pretrained:
+            self._take_over(head_config)
+        else:
+            initialize(self.module)
         self.source = config.data.open()
         self.images_per_step = config.scenes_per_batch * (config.views.context[1] + config.views.targets)
         self.lpips = _perceptual(config.losses)
         self._kept: OrderedDict[tuple, FrozenSample] = OrderedDict()
+
+    def _take_over(self, head_config: GSHeadConfig) -> None:
+        own = self.network.gs_head
+        if own is None or own.config != head_config:
+            has = "none" if own is None else "one of another size or kind"
+            raise InputError(
+                f"pretrained: {self.config.model} must have a residual Gaussian head of {head_config.features} "
+                f"features and channels {list(head_config.channels)}; it has {has}"
+            )
+        self.module.load_state_dict(own.state_dict())
 
     # ---------------------------------------------------------------- data
 
@@ -171,7 +188,9 @@ class GSHeadTraining:
             return self._kept[key].to(device)
         if next(self.network.parameters()).device != device:
             self.network.to(device)
-        result = frozen_sample(self.network, drawn["context"], posed=drawn["posed"])
+        result = frozen_sample(
+            self.network, drawn["context"], posed=drawn["posed"], refine_depth=self.config.refine_depth
+        )
         if key is not None and self.config.cache:
             self._kept[key] = result.to(torch.device("cpu"))
             if len(self._kept) > self.config.cache:

@@ -9,6 +9,7 @@ not, and the same global batch gives the same step on any number of processes (u
 import json
 import logging
 import math
+import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,7 +42,8 @@ class OptimConfig:
         accumulate: Micro-batches per step.
         clip: Largest gradient norm of a parameter group (so that wild gradients of the camera decoder spare the rest).
         ema: Decay of the averaged weights, which are evaluated and exported; 0 turns the average off.
-        precision: "bf16" runs the backbone in bfloat16.
+        precision: "bf16" runs the backbone in bfloat16; on CPUs that only emulate it, in float32 with a line that says
+            so.
         patience: Consecutive steps with a non-finite loss or gradient (each is skipped) before the run stops.
     """
 
@@ -334,4 +336,15 @@ def _accelerator(config: TrainConfig):
         AcceleratorState._reset_state(reset_partial_state=True)
     # The camera encoder has no part in batches without known poses, the learned camera token none in those with.
     uneven = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(cpu=config.device == "cpu", mixed_precision=config.optim.precision, kwargs_handlers=[uneven])
+    on_cpu = config.device == "cpu" or not torch.cuda.is_available()
+    precision = config.optim.precision
+    if precision == "bf16" and on_cpu and not bf16_is_fast_on_cpu():
+        logger.warning("this CPU has no AVX-512: bfloat16 would be several times as slow; training in float32")
+        precision = "no"
+    return Accelerator(cpu=config.device == "cpu", mixed_precision=precision, kwargs_handlers=[uneven])
+
+
+def bf16_is_fast_on_cpu() -> bool:
+    """Whether matrix products in bfloat16 have kernels of their own here; x86 without AVX-512 falls back to loops."""
+    x86 = platform.machine() in ("x86_64", "AMD64")
+    return not x86 or torch.backends.cpu.get_cpu_capability().startswith("AVX512")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from da3gs.config import config_to_tree, load_config, save_config
 from da3gs.errors import Da3gsError, InputError, WeightsError
 from da3gs.train.checkpointing import checkpoints
-from da3gs.train.loop import OptimConfig, TrainConfig, learning_rate, train
+from da3gs.train.loop import OptimConfig, TrainConfig, _accelerator, learning_rate, train
 
 RUN = "import sys; from da3gs.config import load_config; from da3gs.train.loop import TrainConfig, train; "
 RUN += "train(load_config(TrainConfig, sys.argv[1], sys.argv[3:]), resume=sys.argv[2] == 'resume')"
@@ -152,3 +152,16 @@ def test_learning_rate_schedule():
     assert learning_rate(config, 60) == pytest.approx(0.55) and learning_rate(config, 110) == pytest.approx(0.1)
     with pytest.raises(InputError, match="precision"):
         OptimConfig(precision="fp16")
+
+
+def test_bf16_needs_a_cpu_that_has_it(monkeypatch, caplog):
+    """Without AVX-512 one step in bfloat16 takes longer than ten in float32: said, and not done."""
+    if torch.cuda.is_available():
+        pytest.skip("looks at training on a CPU")
+    config = TrainConfig(optim=OptimConfig(precision="bf16"), device="cpu")
+    monkeypatch.setattr("da3gs.train.loop.platform.machine", lambda: "x86_64")
+    for capability, precision in (("AVX2", "no"), ("AVX512", "bf16")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda value=capability: value)
+        caplog.clear()
+        assert _accelerator(config).mixed_precision == precision
+        assert ("no AVX-512" in caplog.text) == (precision == "no")

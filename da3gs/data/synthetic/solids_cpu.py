@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from da3gs.data.synthetic.compiling import loop
+from da3gs.compiling import loop
 
 _TINY = np.float32(1e-9)
 _INF = np.float32(np.inf)

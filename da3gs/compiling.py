@@ -1,4 +1,4 @@
-"""How the loops of the synthetic scenes are compiled: once per machine, kept on disk, one thread each."""
+"""How plain loops are compiled: once per machine, kept on disk, one thread each."""
 
 import inspect
 import logging

@@ -1,0 +1,58 @@
+"""`reconstruct` between known cameras: the pictures refine the depth of the network, and the report says how far."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from da3gs.data.synthetic import make_sample
+from da3gs.pipeline import ReconstructConfig, reconstruct
+
+CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def views():
+    return make_sample(5, 5, 182, 126, style="kitchen", difficulty=0.2, motion="orbit", min_covisibility=0.6)
+
+
+@pytest.fixture(scope="module")
+def scenes(views):
+    """By `refine_depth`."""
+    return {
+        wish: reconstruct(views.images, views.cameras, "da3-tiny", replace(CONFIG, refine_depth=wish))
+        for wish in (True, False)
+    }
+
+
+def _error(scene, views):
+    width, height = scene.cameras.size
+    truth = torch.nn.functional.interpolate(views.depth[:, None], (height, width), mode="nearest-exact")[:, 0]
+    return (scene.depth / truth).log().abs()[truth > 0]
+
+
+def test_depth_is_several_times_nearer_the_truth(scenes, views):
+    before, after = _error(scenes[False], views), _error(scenes[True], views)
+    assert float(after.median()) < 0.4 * float(before.median())
+    assert float((after < 0.223).float().mean()) > float((before < 0.223).float().mean()) + 0.05
+
+
+def test_the_report_says_what_was_done(scenes):
+    facts = scenes[True].report["refined_depth"]
+    assert 0.3 < facts["confirmed"] < 1 and 0.02 < facts["median_change"] < 1
+    chosen = {entry["what"]: entry for entry in scenes[True].report["choices"]}
+    assert "other views confirm" in chosen["depth"]["why"]
+    assert "refined_depth" not in scenes[False].report
+    assert torch.equal(scenes[True].cameras.cam_from_world, scenes[False].cameras.cam_from_world)
+
+
+def test_unknown_cameras_leave_nothing_to_refine_by(views):
+    scene = reconstruct(views.images, None, "da3-tiny", CONFIG)
+    assert "refined_depth" not in scene.report
+
+
+def test_pictures_that_say_nothing_are_told(views):
+    plain = torch.full_like(views.images, 0.5)
+    scene = reconstruct(plain, views.cameras, "da3-tiny", CONFIG)
+    assert scene.report["refined_depth"]["confirmed"] < 0.2
+    assert any("--no-refine-depth" in warning for warning in scene.report["warnings"])
