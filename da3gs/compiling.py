@@ -3,6 +3,7 @@
 import inspect
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numba
 
@@ -12,7 +13,11 @@ log = logging.getLogger(__name__)
 def loop(function: Callable) -> Callable:
     """Compile a function. Infinities keep their meaning; sums may be reordered; the lock of Python is released."""
     plain = inspect.unwrap(function)  # the tests wrap functions in type checkers; numba needs the function itself
-    options = {"nogil": True, "fastmath": {"contract", "arcp", "nsz", "reassoc"}, "error_model": "numpy"}
+    options: dict[str, Any] = {
+        "nogil": True,
+        "fastmath": {"contract", "arcp", "nsz", "reassoc"},
+        "error_model": "numpy",
+    }
     try:
         return numba.njit(cache=True, **options)(plain)
     except RuntimeError as error:  # numba's "cannot cache function": no folder can be written

@@ -60,17 +60,18 @@ class FeedForwardModelConfig(ModelConfig):
     """Depth Anything 3 network: a preset (da3-small), a hub repository, or a .safetensors file or folder."""
     gs_head: str | None = None
     """Trained Gaussian head for the network, by name or file; none: the geometric prior places the splats."""
-    context_views: int = 8
+    context_views: int = 16
     """How many training images the network sees (at once: time and memory grow with it, not with the data set)."""
     context_strategy: Literal["farthest", "evenly"] = "farthest"
     """Which ones: cameras as different as possible, or evenly along the sequence."""
-    image_size: int = 504
-    """Longest side in pixels of the images splats are placed from, whatever size nerfstudio loads. A network made for
-    smaller ones (da3-tiny: 196) sees them at its own size."""
+    image_size: int | None = None
+    """Longest side in pixels of the images splats are placed from, whatever size nerfstudio loads; 504 on a GPU, less
+    on the CPU. A network made for smaller ones (da3-tiny: 196) sees them at its own size."""
     refine_depth: bool = True
     """Let the training images beside the context views refine the predicted depth (a plane sweep on the CPU)."""
-    max_gaussians: int | None = 1_000_000
-    """Keep the Gaussians that contribute most to the context views, at most this many."""
+    max_gaussians: int | None = None
+    """Keep the Gaussians that contribute most to the context views, at most this many; 1,000,000 on a GPU, 150,000 on
+    the CPU."""
     ssim_weight: float = 0.2
     """Weight of the structural term in the loss; the rest is mean squared error."""
     background: tuple[float, float, float] = (0.0, 0.0, 0.0)
@@ -93,6 +94,8 @@ class HeadModelConfig(FeedForwardModelConfig):
     """Fine-tunes the Gaussian head on this scene; the backbone stays frozen."""
 
     _target: Callable = _build_head_model
+    context_views: int = 10
+    """How many training images the network sees; every step runs the head on all of them."""
 
 
 @dataclass
@@ -102,9 +105,9 @@ class SplatModelConfig(FeedForwardModelConfig):
     _target: Callable = _build_splat_model
     sh_degree: Literal[0, 1, 2, 3] = 2
     """Degree of the spherical harmonics of the colours."""
-    start_opacity: float = 1.0
-    """Highest opacity at the first step. Opaque splats in wrong places hide what is behind them from the optimiser:
-    after a weak start (da3-tiny) 0.1 trains far better; splats then also begin 1.5 times as large."""
+    start_opacity: float = 0.2
+    """Highest opacity once step 0 has been measured; splats then also grow 1.5 times. Opaque splats in wrong places
+    hide what is behind them from the optimiser. 1 leaves them as the network placed them."""
 
 
 @dataclass
@@ -119,6 +122,10 @@ class FeedForwardPipelineConfig(VanillaPipelineConfig):
 def _group(lr: float, lr_final: float, steps: int) -> dict[str, Any]:
     return {"optimizer": AdamConfig(lr=lr), "scheduler": ExponentialDecayConfig(lr_final=lr_final, max_steps=steps)}
 
+
+# What --pipeline.model.image-size and --max-gaussians are by default, by device and by what a step has to do there.
+IMAGE_SIZE = {"da3gs": {"cuda": 504, "cpu": 224}, "da3gs-splat": {"cuda": 504, "cpu": 308}}
+MAX_GAUSSIANS = {"cuda": 1_000_000, "cpu": 150_000}
 
 HEAD_STEPS = 1000
 SPLAT_STEPS = 3000

@@ -123,7 +123,7 @@ def feed_forward(
     context: ContextViews,
     *,
     size_px: int,
-    max_gaussians: int | None,
+    max_gaussians: int,
     sh_degree: int,
     refine_depth: bool = True,
 ) -> FeedForward:
@@ -205,12 +205,10 @@ def with_growth(gaussians: Gaussians, growth: Float[Tensor, "N 3"]) -> Gaussians
 
 
 def _budget(
-    gaussians: Gaussians, selection: Int64[Tensor, " N"], cameras: Cameras, count: int | None
+    gaussians: Gaussians, selection: Int64[Tensor, " N"], cameras: Cameras, count: int
 ) -> tuple[Tensor, Tensor]:
     """Which of the selected Gaussians `keep_budget` keeps, and how much it lets each grow."""
     candidates = gaussians[selection]
-    if count is None:
-        return selection, torch.ones_like(candidates.scales)
     # Colours have no part in the choice, so their place can carry each Gaussian's number (exact in two float32).
     number = torch.arange(len(selection), device=selection.device)
     label = torch.stack([number // 4096, number % 4096, torch.zeros_like(number)], -1).to(candidates.sh)[:, None]

@@ -28,7 +28,13 @@ from da3gs.losses import masked_mse
 from da3gs.metrics.images import load_lpips, psnr, ssim
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pixels
-from da3gs.nerfstudio.config import FeedForwardModelConfig, HeadModelConfig, SplatModelConfig
+from da3gs.nerfstudio.config import (
+    IMAGE_SIZE,
+    MAX_GAUSSIANS,
+    FeedForwardModelConfig,
+    HeadModelConfig,
+    SplatModelConfig,
+)
 from da3gs.nerfstudio.context import ContextViews, FeedForward, feed_forward, typical_depth, weights_digest
 from da3gs.nerfstudio.head import FrozenInputs, begin_at_prior, ensure_head, freeze
 from da3gs.rendering import RenderConfig, render
@@ -46,6 +52,7 @@ class FeedForwardSplats(SplatfactoModel):
     """
 
     config: FeedForwardModelConfig
+    method: str
     trains_gaussians: bool
 
     def populate_modules(self) -> None:
@@ -85,11 +92,12 @@ class FeedForwardSplats(SplatfactoModel):
         raise NotImplementedError
 
     def _feed_forward(self, model: DA3Model, context: ContextViews) -> FeedForward:
+        device = "cuda" if torch.device(self.device).type == "cuda" else "cpu"
         return feed_forward(
             model,
             context,
-            size_px=self.config.image_size,
-            max_gaussians=self.config.max_gaussians,
+            size_px=self.config.image_size or IMAGE_SIZE[self.method][device],
+            max_gaussians=self.config.max_gaussians or MAX_GAUSSIANS[device],
             sh_degree=self.config.sh_degree,
             refine_depth=self.config.refine_depth,
         )
@@ -288,6 +296,7 @@ class SplatModel(FeedForwardSplats):
     """
 
     config: SplatModelConfig
+    method = "da3gs-splat"
     trains_gaussians = True
 
     def _begin(self, model: DA3Model, context: ContextViews) -> None:
@@ -319,6 +328,7 @@ class HeadModel(FeedForwardSplats):
     """Fine-tunes the Gaussian head of this scene; the Gaussians it last predicted are stored beside it."""
 
     config: HeadModelConfig
+    method = "da3gs"
     trains_gaussians = False
 
     def populate_modules(self) -> None:

@@ -124,7 +124,7 @@ def refine_depth(
         raise InputError("the depth to refine must be > 0 everywhere; fill unknown pixels first")
     if (sources is None) != (source_cameras is None):
         raise InputError("pictures to match with need cameras, and cameras pictures")
-    device, size = depth.device, depth.shape[-2:]
+    device, size = depth.device, (depth.shape[-2], depth.shape[-1])
     predicted, cameras, images = depth.float().cpu(), cameras.to("cpu"), images.cpu()
     if sources is None or source_cameras is None:
         sources, source_cameras, own = images, cameras, list(range(len(images)))

@@ -6,6 +6,7 @@ import io
 
 import pytest
 import torch
+from PIL import Image
 
 pytestmark = pytest.mark.nerfstudio
 pytest.importorskip("nerfstudio")
@@ -19,7 +20,9 @@ def _config(method: str, scene, weights, **model_options):
     method_config = {"da3gs": configs.da3gs_method, "da3gs-splat": configs.da3gs_splat_method}[method].config
     pipeline = copy.deepcopy(method_config.pipeline)
     pipeline.datamanager.data = scene
-    options = {"network": str(weights), "image_size": 56, "context_views": 3, "lpips": "off"} | model_options
+    # The weights are random: what the pictures make of real depth has a test of its own.
+    options = {"network": str(weights), "image_size": 56, "context_views": 3, "lpips": "off", "refine_depth": False}
+    options |= model_options
     for name, value in options.items():
         assert hasattr(pipeline.model, name)
         setattr(pipeline.model, name, value)
@@ -265,6 +268,50 @@ def test_a_budget_keeps_the_same_choice_for_the_head(scene, weights):
         assert torch.allclose(again[field], stored[field], rtol=1e-4, atol=1e-5), field
 
 
+@pytest.fixture(scope="module")
+def kitchen(tmp_path_factory):
+    """Twelve photographs of a procedural kitchen in nerfstudio's format, and their depth in its own unit."""
+    from da3gs.data.synthetic import make_sample
+    from da3gs.data.transforms_json import write_transforms_json
+
+    folder = tmp_path_factory.mktemp("data") / "kitchen"
+    folder.mkdir()
+    views = make_sample(5, 12, 182, 126, style="kitchen", difficulty=0.2, motion="orbit", min_covisibility=0.6)
+    names = [f"{view:02d}.png" for view in range(len(views))]
+    for name, picture in zip(names, views.images, strict=True):
+        Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy()).save(folder / name)
+    write_transforms_json(folder / "transforms.json", views.cameras, names)
+    return folder, views.depth
+
+
+def test_the_pictures_refine_the_start(kitchen):
+    """Depth of the bundled network, as it is and refined by the training images beside the context views."""
+    from da3gs.model.da3_model import load_model
+    from da3gs.nerfstudio.context import feed_forward, read_context
+
+    folder, truth = kitchen
+    options = {"image_size": 182, "context_views": 6, "refine_depth": True}
+    pipeline = _config("da3gs", folder, "da3-tiny", **options).setup(device="cpu")
+    context = read_context(pipeline.datamanager, count=6, strategy="farthest")
+    scale = pipeline.datamanager.train_dataparser_outputs.dataparser_scale
+    known = truth[[int(name.split(".")[0]) for name in context.names]]
+    error, model = {}, load_model("da3-tiny", device="cpu")
+    for refine in (False, True):
+        start = feed_forward(model, context, size_px=182, max_gaussians=100_000, sh_degree=2, refine_depth=refine)
+        assert (start.surface.confirmed is not None) == refine
+        error[refine] = float((start.surface.depth / scale / known).log().abs()[known > 0].median())
+    assert error[True] < 0.5 * error[False], error
+    # The head begins at what was measured, by correcting it by nothing.
+    again, stored = (
+        _tensors(pipeline.model._inputs.gaussians(pipeline.model.head)),
+        _tensors(pipeline.model.gaussians()),
+    )
+    for field in ("means", "scales", "opacities"):
+        same = torch.isclose(again[field], stored[field], rtol=1e-3, atol=1e-4).reshape(len(stored[field]), -1).all(1)
+        # Rounding decides which pixels right at the threshold count as edges.
+        assert float(same.float().mean()) > 0.995, field
+
+
 def test_lpips_that_cannot_be_had_is_left_out_with_one_line(pipelines, monkeypatch, caplog):
     from da3gs.nerfstudio import models
 
@@ -299,8 +346,9 @@ def test_a_soft_start_lowers_opacities_once_training_begins(pipelines):
     nothing = TrainingCallbackAttributes(optimizers=None, grad_scaler=None, pipeline=None, trainer=None)
     model = pipelines["da3gs-splat"].model
     before, config = model.gaussians().detach(), model.config
-    assert model.get_training_callbacks(nothing) == []  # as the network left it, by default
     try:
+        model.config = dataclasses.replace(config, start_opacity=1.0)
+        assert model.get_training_callbacks(nothing) == []  # as the network left it
         model.config = dataclasses.replace(config, start_opacity=0.1)
         (callback,) = model.get_training_callbacks(nothing)
         callback.run_callback(5)

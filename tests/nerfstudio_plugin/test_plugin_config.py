@@ -17,6 +17,7 @@ OURS = {
     "context-views",
     "context-strategy",
     "image-size",
+    "refine-depth",
     "max-gaussians",
     "ssim-weight",
     "background",
