@@ -302,7 +302,8 @@ def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Su
 
 def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
     """The surface with depth that carries the pictures onto each other between the known cameras."""
-    result = refined(surface, config=stereo_config(model))
+    bent = "bend" in report.content.get("depth_scale", {})
+    result = refined(surface, config=stereo_config(model, through_points=bent))
     share = float(result.confirmed.float().mean())
     report.content["refined_depth"] = {
         "confirmed": share,
