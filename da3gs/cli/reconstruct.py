@@ -112,7 +112,8 @@ class ReconstructCommand:
     """Do not compare given poses with a second prediction that does not know them (saves its time)."""
 
     no_refine_depth: bool = False
-    """With known cameras, keep the network's depth instead of letting the pictures refine it."""
+    """With known cameras, keep the network's depth instead of letting the pictures refine it (a named or released
+    Gaussian head always does)."""
 
     memory: Literal["adapt", "refuse", "ignore"] = "adapt"
     """When memory is short: lower resolution and views, stop with advice, or try anyway."""

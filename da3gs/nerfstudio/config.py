@@ -68,7 +68,8 @@ class FeedForwardModelConfig(ModelConfig):
     """Longest side in pixels of the images splats are placed from, whatever size nerfstudio loads; 504 on a GPU, less
     on the CPU. A network made for smaller ones (da3-tiny: 196) sees them at its own size."""
     refine_depth: bool = True
-    """Let the training images beside the context views refine the predicted depth (a plane sweep on the CPU)."""
+    """Let the training images beside the context views refine the predicted depth (a plane sweep on the CPU). Not with
+    --gs-head, which was trained on the network's own depth."""
     max_gaussians: int | None = None
     """Keep the Gaussians that contribute most to the context views, at most this many; 1,000,000 on a GPU, 150,000 on
     the CPU."""

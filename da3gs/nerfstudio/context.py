@@ -148,7 +148,7 @@ def feed_forward(
         if large.size != surface.views.size and _same_frame(large, surface.views):
             surface = placed(enlarged(surface, large.to(surface.depth.device)))
     if refine_depth and not released:
-        surface = _refined(surface, context, stereo_config(model))
+        surface = _refined(surface, context, stereo_config(model.config.name))
     assert surface.gaussians is not None
     keep, records = filter_pixels(
         surface.gaussians,

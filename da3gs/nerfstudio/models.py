@@ -99,7 +99,8 @@ class FeedForwardSplats(SplatfactoModel):
             size_px=self.config.image_size or IMAGE_SIZE[self.method][device],
             max_gaussians=self.config.max_gaussians or MAX_GAUSSIANS[device],
             sh_degree=self.config.sh_degree,
-            refine_depth=self.config.refine_depth,
+            # A head that is named was trained on the network's own depth.
+            refine_depth=self.config.refine_depth and self.config.gs_head is None,
         )
 
     def set_gaussians(self, gaussians: Gaussians) -> None:

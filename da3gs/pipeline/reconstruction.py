@@ -63,7 +63,8 @@ class ReconstructConfig:
         reference_view: How the network picks its reference view.
         refine_scale: With given poses, choose the scale of depth by how well the pictures agree.
         refine_depth: With known cameras (given, or found by structure from motion), let the pictures refine depth: a
-            plane sweep around the predicted one. Not with a released Gaussian head, which places its own splats.
+            plane sweep around the predicted one. Not with a released or named Gaussian head: those were trained on the
+            network's own.
         check_poses: Compare given poses with a second prediction that does not know them, and name likely mistakes.
         filters: What is dropped.
         max_gaussians: Keep at most this many, by their contribution to the pictures; None keeps all.
@@ -275,7 +276,8 @@ def _predicted(
     if measured:
         return _with_measured_depth(source, views, prediction, report)
     surface = predicted_surface(replace(prediction, views=views))
-    refine = config.refine_depth and source.posed and len(source) > 1 and not released_head(loaded)
+    own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
+    refine = config.refine_depth and source.posed and len(source) > 1 and not own_head
     if splat_size_px is None and not refine:
         assert surface.gaussians is not None
         return surface
@@ -303,7 +305,7 @@ def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Su
 def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
     """The surface with depth that carries the pictures onto each other between the known cameras."""
     bent = "bend" in report.content.get("depth_scale", {})
-    result = refined(surface, config=stereo_config(model, through_points=bent))
+    result = refined(surface, config=stereo_config(model.config.name, through_points=bent))
     share = float(result.confirmed.float().mean())
     report.content["refined_depth"] = {
         "confirmed": share,

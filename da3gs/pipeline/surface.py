@@ -15,7 +15,6 @@ from da3gs.errors import InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
-from da3gs.model.da3_model import DA3Model
 from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.upsampling import joint_upsample
@@ -130,12 +129,12 @@ def refined(
     return replace(surface, depth=found.depth, confirmed=found.confirmed, gaussians=None)
 
 
-def stereo_config(model: DA3Model, *, through_points: bool = False) -> StereoConfig:
+def stereo_config(preset: str, *, through_points: bool = False) -> StereoConfig:
     """How far predicted depth is trusted where the pictures cannot tell.
 
     That of released models much; that of da3-tiny little, unless it was bent `through_points` of structure from motion.
     """
-    weak = model.config.name == "da3-tiny" and not through_points
+    weak = preset == "da3-tiny" and not through_points
     return StereoConfig() if weak else StereoConfig.for_good_depth()
 
 

@@ -18,6 +18,7 @@ from da3gs.model.backbone import BackboneOutput
 from da3gs.model.camera_heads import decode_cameras
 from da3gs.model.da3_model import normalized_poses
 from da3gs.model.photometric_scale import photometric_scale
+from da3gs.pipeline.surface import stereo_config
 from da3gs.train.samples import TrainingSample
 
 # Range of scales between the network's and the true cameras within which their pictures are compared.
@@ -71,7 +72,7 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth
 
     Args:
         posed: Their true poses are given to it.
-        refine_depth: Depth between given poses is refined by the pictures, as `reconstruct` does.
+        refine_depth: Depth between given poses is refined by the pictures, as `reconstruct` does without a head.
     """
     device = next(network.parameters()).device
     images, true = context.images.to(device), context.cameras.to(device)
@@ -98,7 +99,7 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth
     depth, confidence = maps.depth, maps.confidence
     cameras = true.transform(moved.inverse()) if posed else predicted
     if posed and refine_depth:
-        refined = stereo.refine_depth(images, depth, cameras)
+        refined = stereo.refine_depth(images, depth, cameras, config=stereo_config(network.config.name))
         depth, confidence = refined.depth, stereo.surer_where_confirmed(confidence, refined.confirmed)
     ratio = float(moved.scale) / _unit(true, true_depth)
     usable = posed or SCALE_RANGE[0] <= ratio <= SCALE_RANGE[1]

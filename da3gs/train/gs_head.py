@@ -69,7 +69,8 @@ class GSHeadTask:
         features, channels: Size of the head; 0 and () take that of the network's depth head.
         scenes_per_batch: Over all processes.
         given_poses: Probability that a sample's true poses are given.
-        refine_depth: With given poses depth is refined by the pictures before splats are placed, as `reconstruct` does.
+        refine_depth: With given poses, train on depth refined by the pictures. Off by default: `reconstruct` gives a
+            head that is named the network's own depth.
         views: Choice of context and target views.
         draws: Fixed choices of views per scene, so that frozen features can be kept; 0 draws anew every time.
         cache: Frozen samples kept in memory (0: none); worth scenes * draws of a small data set.
@@ -88,7 +89,7 @@ class GSHeadTask:
     evaluation_scenes: int = 8
     scenes_per_batch: int = 2
     given_poses: float = 0.5
-    refine_depth: bool = True
+    refine_depth: bool = False
     views: ViewSamplingConfig = field(default_factory=ViewSamplingConfig)
     draws: int = 0
     cache: int = 0

@@ -195,3 +195,30 @@ def test_wrong_networks_and_weights_are_refused(gs_task):
         gs_task(model="no-such-model").open(0)
     with pytest.raises(WeightsError):
         gs_task(losses=GSHeadLosses(lpips=0.05, lpips_weights=Path("/nowhere"))).open(0)
+
+
+def test_training_can_go_on_with_the_head_a_network_has(gs_task):
+    training = gs_task(model="da3-tiny", pretrained=True, features=0, channels=()).open(0)
+    own = training.network.gs_head.state_dict()
+    assert own and all(torch.equal(value, own[name]) for name, value in training.module.state_dict().items())
+    assert training.module.out.weight.abs().max() > 0
+    with pytest.raises(InputError, match="must have a residual Gaussian head"):
+        gs_task(model="da3-tiny", pretrained=True, features=8, channels=()).open(0)
+
+
+def test_refined_depth_of_posed_samples_is_nearer_the_truth():
+    """A kitchen from four sides, by the bundled network."""
+    from da3gs.data.synthetic import make_sample
+    from da3gs.model.checkpoints import load_network
+
+    views = make_sample(5, 4, 182, 126, style="kitchen", difficulty=0.2, motion="orbit", min_covisibility=0.6)
+    context = TrainingSample(views.images, views.depth, views.cameras)
+    network, known = load_network("da3-tiny"), views.depth > 0
+    error, confidence = {}, {}
+    for refine in (False, True):
+        frozen = frozen_sample(network, context, posed=True, refine_depth=refine)
+        depth = frozen.depth * float(frozen.world_from_network.scale)
+        error[refine] = float((depth / views.depth).log().abs()[known].median())
+        confidence[refine] = frozen.confidence
+    assert error[True] < 0.5 * error[False]
+    assert (confidence[True] >= confidence[False]).all() and (confidence[True] > confidence[False]).any()
