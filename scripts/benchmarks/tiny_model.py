@@ -104,8 +104,9 @@ def _synthetic_row(model, samples: list[TrainingSample], posed: bool) -> str:
 def real_depth(model, size: int, data: Path) -> None:
     print("## Depth of photographs\n")
     print(
-        "Scaled by the ratio of medians, except where said. `constant`: a constant depth; `row`: a plane fitted to the truth, by rows alone.\n"
+        "Scaled by the ratio of medians, except where said. `constant`: a constant depth; `row`: a plane fitted to the"
     )
+    print("truth, by rows alone.\n")
     print("| set | views | poses | delta1 | AbsRel | delta1 constant | delta1 row |")
     print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
     frames = read_rgbd(data / "rgbd_tabletop_d435i" / "transforms.json", width=480)
