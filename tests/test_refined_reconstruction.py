@@ -56,3 +56,14 @@ def test_pictures_that_say_nothing_are_told(views):
     scene = reconstruct(plain, views.cameras, "da3-tiny", CONFIG)
     assert scene.report["refined_depth"]["confirmed"] < 0.2
     assert any("--no-refine-depth" in warning for warning in scene.report["warnings"])
+
+
+def test_views_from_one_place_keep_the_head_and_the_depth(views):
+    """Without a baseline nothing can be refined: the result is that of --no-refine-depth, and nobody is warned."""
+    still = views.cameras.with_poses(views.cameras.cam_from_world[:1].expand(5, 4, 4).clone())
+    wished, plain = (
+        reconstruct(views.images, still, "da3-tiny", replace(CONFIG, refine_depth=wish)) for wish in (True, False)
+    )
+    assert "refined_depth" not in wished.report
+    assert not any("confirm" in warning for warning in wished.report["warnings"])
+    assert torch.equal(wished.depth, plain.depth) and torch.equal(wished.gaussians.means, plain.gaussians.means)

@@ -146,9 +146,12 @@ def feed_forward(
         large = prepare_views(context.images, size_px=size_px, names=context.names)
         # Views of several sizes are cropped to what they share, at each size by itself.
         if large.size != surface.views.size and _same_frame(large, surface.views):
-            surface = placed(enlarged(surface, large.to(surface.depth.device)))
+            surface = enlarged(surface, large.to(surface.depth.device))
     if refine_depth and not released:
         surface = _refined(surface, context, stereo_config(model.config.name))
+    if surface.gaussians is None:
+        # A residual head corrects the depth the network predicts.
+        surface = placed(surface, head=surface.confirmed is None)
     assert surface.gaussians is not None
     keep, records = filter_pixels(
         surface.gaussians,
@@ -176,7 +179,7 @@ def _same_frame(large: Views, small: Views) -> bool:
 
 
 def _refined(surface: Surface, context: ContextViews, config: StereoConfig) -> Surface:
-    """Depth refined by the training photographs beside the context views, and splats placed by it."""
+    """Depth refined by the training photographs beside the context views."""
     width, height = surface.views.size
     everyone = context.training_cameras.scaled(width=width, height=height).to(torch.float32)
     typical = surface.depth.flatten(1).median(1).values.cpu()
@@ -193,9 +196,11 @@ def _refined(surface: Surface, context: ContextViews, config: StereoConfig) -> S
         own=[place.get(index) for index in context.indices],
         config=config,
     )
+    if result.confirmed is None:
+        return surface
     share = float(result.confirmed.float().mean())
     logger.info("depth refined with %d photographs; other views confirm %.0f %% of it", len(beside), 100 * share)
-    return placed(result, head=False)
+    return result
 
 
 def with_growth(gaussians: Gaussians, growth: Float[Tensor, "N 3"]) -> Gaussians:

@@ -287,6 +287,8 @@ def _predicted(
     if refine:
         with stages("refining depth by the pictures"):
             surface = _refined(surface, loaded, report)
+    if surface.gaussians is not None:
+        return surface
     with stages("placing Gaussians"):
         return placed(surface, head=surface.confirmed is None)
 
@@ -306,6 +308,9 @@ def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
     """The surface with depth that carries the pictures onto each other between the known cameras."""
     bent = "bend" in report.content.get("depth_scale", {})
     result = refined(surface, config=stereo_config(model.config.name, through_points=bent))
+    if result.confirmed is None:
+        report.chose("depth", "as predicted", "no two views see the same things from different places")
+        return result
     share = float(result.confirmed.float().mean())
     report.content["refined_depth"] = {
         "confirmed": share,

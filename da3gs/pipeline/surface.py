@@ -115,6 +115,8 @@ def refined(
 ) -> Surface:
     """Depth refined by what the pictures say between the cameras; splats are to be placed anew.
 
+    Where no two pictures can be matched (one place, no overlap), the surface as it was.
+
     Arguments as for `da3gs.stereo.refine_depth`: by default the views are matched with each other.
     """
     found = refine_depth(
@@ -126,6 +128,8 @@ def refined(
         own=own,
         config=config,
     )
+    if not any(found.matched):
+        return surface
     return replace(surface, depth=found.depth, confirmed=found.confirmed, gaussians=None)
 
 
