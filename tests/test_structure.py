@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "da3gs"
 # A module may import modules of lower layers, of its own part, and (layer 3 and 5) of its own layer.
 LAYERS = [
     {"errors", "atomic", "compiling", "geometry", "config"},
-    {"gaussians", "images", "image_files"},
+    {"gaussians", "images", "image_files", "keypoints"},
     {"model", "rendering", "data", "metrics", "stereo"},
     {"losses", "export", "fusion", "pipeline", "refine", "viewer", "doctor"},
     {"evaluate"},

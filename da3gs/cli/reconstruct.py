@@ -105,8 +105,9 @@ class ReconstructCommand:
     keep_sky: bool = False
     """Keep what the model takes for sky."""
 
-    camera_source: Literal["head", "rays"] = "head"
-    """Where predicted cameras come from."""
+    camera_source: Literal["auto", "head", "rays", "matches"] = "auto"
+    """Where predicted cameras come from: the network's camera head, its rays, or matches between the views (networks
+    trained to match, such as da3-tiny; auto takes them there)."""
 
     no_pose_check: bool = False
     """Do not compare given poses with a second prediction that does not know them (saves its time)."""

@@ -26,8 +26,8 @@ from da3gs.data.lens import Lens
 from da3gs.data.photographs import Photograph
 from da3gs.errors import InputError, MissingDependencyError
 from da3gs.geometry.cameras import Cameras
-from da3gs.geometry.conventions import PIXEL_CENTER_PX
 from da3gs.images import load_image
+from da3gs.keypoints import find_keypoints
 
 log = logging.getLogger(__name__)
 
@@ -235,33 +235,21 @@ def _extract(
             image_names=[files[index] for index in members],
             options=options,
         )
-    sift = cv2.SIFT.create(max_features, contrastThreshold=0.02)
     before = cv2.getNumThreads()
     cv2.setNumThreads(threads)
     database = pycolmap.Database.open(root / "database.db")
     try:
         for image in sorted(database.read_all_images(), key=lambda image: image.name.split("/")[1]):
             grey = cv2.imread(str(root / "images" / image.name), cv2.IMREAD_GRAYSCALE)
-            keypoints, descriptors = _sift(sift, grey)
-            database.write_keypoints(image.image_id, keypoints)
+            found = find_keypoints(grey, max_features)
+            database.write_keypoints(image.image_id, np.column_stack([found.xy, found.scale, found.angle]))
+            quantised = np.clip(np.rint(512 * found.descriptors), 0, 255).astype(np.uint8)  # 512: COLMAP's scale
             sift_type = pycolmap.FeatureExtractorType.SIFT
-            database.write_descriptors(image.image_id, pycolmap.FeatureDescriptors(sift_type, descriptors))
+            database.write_descriptors(image.image_id, pycolmap.FeatureDescriptors(sift_type, quantised))
             advance()
     finally:
         database.close()
         cv2.setNumThreads(before)
-
-
-def _sift(sift: Any, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[N, 4] x, y (pixel centres at + 0.5), scale, angle in radians; [N, 128] RootSIFT as COLMAP quantises it."""
-    found, descriptors = sift.detectAndCompute(grey, None)
-    if descriptors is None:
-        return np.empty((0, 4), np.float32), np.empty((0, 128), np.uint8)
-    keypoints = np.array([(k.pt[0], k.pt[1], k.size / 2, np.deg2rad(k.angle)) for k in found], dtype=np.float32)
-    keypoints[:, :2] += PIXEL_CENTER_PX
-    # Hellinger kernel (Arandjelovic and Zisserman, CVPR 2012); 512 is COLMAP's scale of the unit vector.
-    share = descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-12)
-    return keypoints, np.clip(np.rint(512 * np.sqrt(share)), 0, 255).astype(np.uint8)
 
 
 def _match(pycolmap: ModuleType, root: Path, neighbours: bool, threads: int, seed: int, advance: Callable) -> None:

@@ -244,6 +244,10 @@ class Cameras:
         directions = self.camera_rays() @ world_from_cam[:, None, :3, :3].transpose(-1, -2)
         return directions, world_from_cam[:, :3, 3]
 
+    def with_intrinsics(self, other: "Cameras") -> "Cameras":
+        """These poses with the intrinsics, sizes and lenses of other cameras."""
+        return Cameras(self.cam_from_world, other.K, other.width, other.height, other.distortion)
+
     def unproject(self, depth: Float[Tensor, "V H W"]) -> Float[Tensor, "V H W 3"]:
         """World points of z-depth maps, at pixel centres."""
         self._check_map(depth)

@@ -70,6 +70,13 @@ def xyzw_from_wxyz(quat: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]
     return quat.roll(-1, -1)
 
 
+def cross_matrix(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3"]:
+    """[v]x, so that [v]x w = v x w; its matrix exponential turns about v by |v| radians."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+
 def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*batch"]:
     """Angle in radians, in [0, pi], of the rotation between a and b.
 

@@ -12,6 +12,7 @@ Letters: V views, H W pixels of the processed images, h w cells of the ray map.
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,12 +23,14 @@ from da3gs.errors import InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.alignment import SCALE, Alignment, align_cameras
 from da3gs.geometry.cameras import Cameras
-from da3gs.geometry.rays import transform_rays
+from da3gs.geometry.rays import ray_map, transform_rays
 from da3gs.geometry.similarity import Similarity
 from da3gs.images import ImageLike, ResizeMethod, Views, prepare_views
 from da3gs.model.checkpoints import Network, attach_gs_head, load_network
 from da3gs.model.depth_heads import FEWEST_PIXELS, SKY_QUANTILE, SKY_THRESHOLD
 from da3gs.model.gaussian_adapter import AdapterConfig, gaussians_from_raw
+from da3gs.model.match_pose import FOCAL_SIGMA, MatchedCameras, cameras_from_matches
+from da3gs.model.matching import PlacedKeypoints, keypoints_of
 from da3gs.model.nested import METRIC_FOCAL_PX
 from da3gs.model.network import Prediction
 from da3gs.model.photometric_scale import photometric_scale
@@ -98,7 +101,7 @@ class DA3Model:
         *,
         size_px: int | None = None,
         method: ResizeMethod = "upper_bound_resize",
-        camera_source: str = "head",
+        camera_source: str = "auto",
         reference_view: str = "saddle_balanced",
         gaussians: bool = True,
         refine_scale: bool = False,
@@ -115,7 +118,9 @@ class DA3Model:
             cameras: Of the original images (their sizes), poses optional.
             size_px: Longest (or shortest, by `method`) side of the processed images; by default what suits the model.
             method: How images come to multiples of 14 px; see `prepare_views`.
-            camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
+            camera_source: Predicted cameras from the "head", fitted to the ray map ("rays"), or to what views have in
+                common ("matches": for networks trained to match patches, seconds slower and far more exact). "auto":
+                matches if the network can and there are two views or more, else the head.
             reference_view: How the network picks its reference view among three or more without poses.
             gaussians: Also place Gaussians (needs cameras: predicted, or given for single-view models).
             refine_scale: With given poses, choose the scale of depth by how well the pictures agree (see
@@ -128,10 +133,17 @@ class DA3Model:
         # 1. Images, and cameras with them, on the patch grid.
         views = prepare_views(images, cameras, size_px=size_px or self.config.size_px, method=method).to(self.device)
         given = views.cameras
+        camera_source = self.camera_source(len(views)) if camera_source == "auto" else camera_source
+        matching = camera_source == "matches" and (given is None or given.cam_from_world is None)
         # 2. The network, conditioned on given poses in the frame and scale it was trained with.
         out = self._run(views, given, camera_source, reference_view, gaussians, seed)
+        matched = None
+        if matching:
+            out, matched = self._matched(out, views, given, keypoints_of(images, views, upright=cameras is None), seed)
         # 3. Cameras in force, in the network's own frame, and the way from there to the user's.
         own, user_from_network, unit, alignment, notes = self._cameras(out, given, camera_source, seed)
+        if matching and matched is None:
+            notes = (*notes, "no two views have enough in common to match; the cameras are the network's own guess")
         # 4. Gaussians on the rays of these cameras.
         depth = _sky_filled(out.depth[0], None if out.sky is None else out.sky[0])
         if self.config.name in _METRIC_PRESETS and given is not None:
@@ -160,9 +172,14 @@ class DA3Model:
             views=views,
             alignment=alignment,
             photometric=photometric,
+            matched=matched,
             raw_gaussians=out.raw_gaussians[0] if splats is not None and self._has_residual_head else None,
             notes=notes,
         )
+
+    def camera_source(self, views: int) -> str:
+        """The part of the network that finds the cameras of so many views best."""
+        return "matches" if self.config.match_layer is not None and views > 1 else "head"
 
     # ------------------------------------------------------------------------------------------------ parts
 
@@ -178,6 +195,8 @@ class DA3Model:
                 "reference_view": reference_view,
                 "raw_gaussians": gaussians and self.network.gs_head is not None,
             }
+            if camera_source == "matches":
+                options |= {"matches": True}
         elif camera_source == "rays":
             raise InputError(f"{self.config.name} predicts no rays; use an any-view model for camera_source='rays'")
         low_precision = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -187,6 +206,32 @@ class DA3Model:
         with torch.random.fork_rng(devices=devices), precision:
             torch.manual_seed(seed)
             return self._forward(views.normalised[None], [normalized_poses(given)] if posed else None, **options)
+
+    def _matched(
+        self, out: Prediction, views: Views, given: Cameras | None, keypoints: list[PlacedKeypoints], seed: int
+    ) -> tuple[Prediction, MatchedCameras | None]:
+        """The prediction with cameras that explain what views have in common, and depth and rays to fit."""
+        predicted = out.cameras[0]
+        start = with_square_pixels(predicted, views) if given is None else predicted.with_intrinsics(given)
+        found = cameras_from_matches(
+            out.depth[0],
+            start,
+            out.match_queries[0],
+            out.match_keys[0],
+            keypoints,
+            focal_sigma=FOCAL_SIGMA if given is None else 0.0,
+            seed=seed,
+        )
+        if found is None:
+            return out, None
+        rows, columns = out.rays.shape[2:4]
+        moved = replace(
+            out,
+            cameras=[found.cameras],
+            depth=out.depth * found.scale[None, :, None, None],
+            rays=ray_map(found.cameras, columns, rows)[None],
+        )
+        return moved, found
 
     def _cameras(
         self, out: Prediction, given: Cameras | None, camera_source: str, seed: int
@@ -207,8 +252,7 @@ class DA3Model:
         given = given.to(predicted.K)
         if given.cam_from_world is None:
             note = "given intrinsics were used to place points; they did not condition the network (it takes poses)"
-            own = Cameras(predicted.cam_from_world, given.K, given.width, given.height, given.distortion)
-            return own, identity, unit, None, (note,)
+            return predicted.with_intrinsics(given), identity, unit, None, (note,)
         alignment = align_cameras(predicted, given)
         if SCALE in alignment.unobservable:
             source = "metres from the metric model" if unit == "metres" else "1 (arbitrary)"
@@ -258,6 +302,14 @@ class DA3Model:
             confidence=None if out.confidence is None else out.confidence[0],
         )
         return splats.transform(metric_from_head)
+
+
+def with_square_pixels(cameras: Cameras, views: Views) -> Cameras:
+    """One focal length for all views and both axes, in pixels of the originals: the geometric mean."""
+    stretch = (views.resized_size / views.original_size).to(cameras.K)
+    K = cameras.K.clone()
+    K[:, [0, 1], [0, 1]] = stretch * (K[:, [0, 1], [0, 1]] / stretch).log().mean().exp()
+    return Cameras(cameras.cam_from_world, K, cameras.width, cameras.height)
 
 
 def normalized_poses(cameras: Cameras) -> Cameras:

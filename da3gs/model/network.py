@@ -12,7 +12,7 @@ Letters: B scenes, V views, H W pixels, h w ray cells (8 per patch), k raw chann
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,8 @@ from da3gs.model.backbone import Backbone, BackboneOutput, sine_positions
 from da3gs.model.camera_heads import CameraDecoder, CameraEncoder, decode_cameras, encode_cameras
 from da3gs.model.depth_heads import DepthMaps, DepthRayHead, DepthSkyHead, fill_sky
 from da3gs.model.gs_head import GaussianHead
-from da3gs.model.layers import GeluMlp
+from da3gs.model.layers import Block, GeluMlp
+from da3gs.model.matching import queries_and_keys
 from da3gs.model.memory import estimate_memory
 from da3gs.model.nested import align_to_metric
 from da3gs.model.presets import PATCH, ModelConfig
@@ -52,6 +53,7 @@ class Prediction:
         raw_gaussians: [B, V, H, W, k] output of the Gaussian head, or None if not asked for.
         scale_factor: Metric scale found by a nested model.
         features: Block index -> normalised patch features [B, V, rows, columns, C], input order.
+        match_queries, match_keys: [B, V, P, c] what patches look for and offer in other views (`matching`), or None.
     """
 
     depth: Float[Tensor, "B V H W"]
@@ -64,6 +66,8 @@ class Prediction:
     raw_gaussians: Float[Tensor, "B V H W k"] | None = None
     scale_factor: float | None = None
     features: dict[int, Tensor] = field(default_factory=dict)
+    match_queries: Float[Tensor, "B V P c"] | None = None
+    match_keys: Float[Tensor, "B V P c"] | None = None
 
 
 class _Sized(nn.Module):
@@ -108,6 +112,7 @@ class Da3Network(_Sized):
         rays: bool = True,
         raw_gaussians: bool = False,
         feature_layers: Sequence[int] = (),
+        matches: bool = False,
     ) -> Prediction:
         """Predict with the released numbers; gradients flow everywhere except through ``camera_source="rays"``.
 
@@ -123,11 +128,14 @@ class Da3Network(_Sized):
             rays: Compute the ray map; False saves up to a third of the head's time.
             raw_gaussians: Also return the raw output of the Gaussian head.
             feature_layers: Backbone blocks whose features are returned.
+            matches: Also return what matches patches between views; for networks that learned to (`match_layer`).
 
         Raises:
             InputError: Images or cameras of a wrong form, or an output this model does not have.
         """
         self._check(images, cameras, gaussians, camera_source, reference_view, raw_gaussians, feature_layers)
+        if matches and self.config.match_layer is None:
+            raise InputError(f"{self.config.name} was not trained to match patches between views")
         size = (images.shape[-2], images.shape[-1])
         # 1. Tokens of all views, conditioned on known poses.
         tokens = self.backbone(
@@ -148,6 +156,7 @@ class Da3Network(_Sized):
             predicted = self._cameras(tokens, maps, camera_source, size) if self.config.cameras else None
             # 4. Gaussians, from depth and predicted cameras before any metric scaling.
             raw, splats = self._gaussians(tokens, images, maps, predicted, cameras, gaussians, raw_gaussians)
+            queries, keys = self._matches(tokens) if matches else (None, None)
         depth = maps.depth if maps.sky is None else fill_sky(maps.depth, maps.sky)
         return Prediction(
             depth=depth,
@@ -159,6 +168,8 @@ class Da3Network(_Sized):
             gaussians=splats,
             raw_gaussians=raw,
             features=tokens.exported,
+            match_queries=queries,
+            match_keys=keys,
         )
 
     def encode_known_cameras(self, cameras: list[Cameras] | None, images: Tensor) -> Tensor | None:
@@ -169,6 +180,18 @@ class Da3Network(_Sized):
         K = torch.stack([scene.K for scene in cameras]).to(images.device, torch.float32)
         with torch.autocast(images.device.type, enabled=False):
             return self.camera_encoder(encode_cameras(poses, K, images.shape[-1], images.shape[-2]))
+
+    def _matches(self, tokens: BackboneOutput) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the patches, in input order."""
+        layer = self.config.match_layer
+        assert layer is not None
+        # A tap holds what leaves the last single-view block: what enters its own, cross-view block.
+        local, _ = tokens.taps[self.config.backbone.tap_layers.index(layer)]
+        assert local is not None
+        block = cast(Block, self.backbone.blocks[layer])
+        found = queries_and_keys(block, local[:, :, 1:])
+        queries, keys = (torch.take_along_dim(part, tokens.inverse[:, :, None, None], 1) for part in found)
+        return queries, keys
 
     def _cameras(self, tokens: BackboneOutput, maps: DepthMaps, source: str, size: tuple[int, int]) -> list[Cameras]:
         height, width = size

@@ -92,6 +92,8 @@ class ModelConfig:
         name: Preset name, or the name of a configuration read from a file.
         cameras: None for the single-view depth models.
         metric: Nested models only: the metric-depth network that sets the scale.
+        match_layer: Cross-view block whose first attention head was trained to look at the same surface in other views
+            (`model.matching`); None: none was.
         size_px: Longest side of the images the weights do best at; the default of `predict`.
         repository: Hub repository of the released weights; None when there is none.
         licence: Licence of the released weights.
@@ -103,6 +105,7 @@ class ModelConfig:
     cameras: CameraConfig | None = None
     gs_head: GSHeadConfig | None = None
     metric: "ModelConfig | None" = None
+    match_layer: int | None = None
     size_px: int = 504
     repository: str | None = None
     licence: str = "unknown"
@@ -124,6 +127,8 @@ class ModelConfig:
             for key, kind in (("cameras", CameraConfig), ("gs_head", GSHeadConfig)):
                 fields[key] = None if fields.get(key) is None else _build(kind, fields[key])
             fields["metric"] = None if fields.get("metric") is None else cls.from_dict(fields["metric"])
+            if "match_layer" not in fields and fields.get("name") in PRESETS:  # written before that was recorded
+                fields["match_layer"] = PRESETS[fields["name"]].match_layer
             return cls(**fields)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             if isinstance(error, InputError):
@@ -271,6 +276,7 @@ PRESETS: dict[str, ModelConfig] = {
         backbone=BackboneConfig(192, 12, 3, (5, 7, 9, 11), **_ANY_VIEW_12),
         head=HeadConfig(32, (24, 48, 96, 192)),
         cameras=CameraConfig(heads=6),
+        match_layer=11,
         size_px=196,
         licence=_APACHE,
     ),

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import rigid_inverse
-from da3gs.geometry.rotations import nearest_rotation
+from da3gs.geometry.rotations import cross_matrix, nearest_rotation
 
 # --------------------------------------------------------------------------------------------- our solver
 
@@ -144,7 +144,7 @@ def _refine(
         weighted = kept[:, None, None] * jacobian
         normal = torch.einsum("nij,nik->jk", weighted, jacobian)
         step = torch.linalg.lstsq(normal, -torch.einsum("nij,ni->j", weighted, unit - seen)[:, None]).solution[:, 0]
-        turned = rotation @ torch.linalg.matrix_exp(_cross_matrix(step[4:]))
+        turned = rotation @ torch.linalg.matrix_exp(cross_matrix(step[4:]))
         moved = torch.cat([camera[:2] * step[:2].clamp(-1, 1).exp(), camera[2:] + step[2:4]])
         _, _, unit, seen = state(turned, moved)
         square = (unit - seen).square().sum(-1)
@@ -168,12 +168,6 @@ def _inliers(square: Tensor, weight: Tensor) -> Tensor:
         return weight
     limit = DEVIATIONS**2 * square[inside].median() + 1e-18
     return weight * (inside & (square <= limit))
-
-
-def _cross_matrix(vector: Tensor) -> Tensor:
-    x, y, z = vector.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
 
 def _homography(cells: Tensor, directions: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from da3gs.gaussians import Gaussians
 from da3gs.geometry.alignment import Alignment
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
+from da3gs.model.match_pose import MatchedCameras
 from da3gs.model.photometric_scale import PhotometricScale
 
 Unit = Literal["arbitrary", "given", "metres"]
@@ -40,6 +41,7 @@ class ScenePrediction:
         views: The processed images and the record of resizing and cropping.
         alignment: How the network's cameras were moved onto given ones; None without given poses.
         photometric: With given poses and `refine_scale`: the scale of depth at which the pictures agree best.
+        matched: With cameras from matches: which views are tied together, and by how many.
         raw_gaussians: [V, H, W, 38] output of a residual Gaussian head, to place Gaussians at another size; else None.
         notes: What a user should know about this result, a sentence each.
         resized: Whether the maps are at the size of the originals (`at_original_size`).
@@ -56,6 +58,7 @@ class ScenePrediction:
     views: Views
     alignment: Alignment | None = None
     photometric: PhotometricScale | None = None
+    matched: MatchedCameras | None = None
     raw_gaussians: Float[Tensor, "V H W 38"] | None = None
     notes: tuple[str, ...] = ()
     resized: bool = False

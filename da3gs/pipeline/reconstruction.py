@@ -31,6 +31,7 @@ from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, released_head, splat_size
 from da3gs.pipeline.frame import canonical_frame
+from da3gs.pipeline.matched import with_matched_cameras
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_against_prediction
 from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
@@ -59,7 +60,9 @@ class ReconstructConfig:
             models that work on less, or `size_px` if that is given; never more than the images have.
         method: How images come to the network's patch grid; see `da3gs.images.prepare_views`.
         depth: "network", or "given": the input's own depth maps (RGB-D). With given poses no network is needed then.
-        camera_source: Predicted cameras from the "head", or fitted to the ray map ("rays").
+        camera_source: Predicted cameras from the "head", fitted to the ray map ("rays"), or to what views have in
+            common ("matches": for networks trained to match; depth is then predicted anew between these cameras, as if
+            they were given). "auto": matches if the network can, else the head.
         reference_view: How the network picks its reference view.
         refine_scale: With given poses, choose the scale of depth by how well the pictures agree.
         refine_depth: With known cameras (given, or found by structure from motion), let the pictures refine depth: a
@@ -80,7 +83,7 @@ class ReconstructConfig:
     splat_size_px: int | None = None
     method: ResizeMethod = "upper_bound_resize"
     depth: Literal["network", "given"] = "network"
-    camera_source: Literal["head", "rays"] = "head"
+    camera_source: Literal["auto", "head", "rays", "matches"] = "auto"
     reference_view: str = "saddle_balanced"
     refine_scale: bool = True
     refine_depth: bool = True
@@ -229,13 +232,20 @@ def _predicted(
     source, size_px = fitted(source, loaded, config, splat_size_px, report)
     if size_px < (config.size_px or loaded.config.size_px):
         splat_size_px = None  # memory is short
+    camera_source: str = config.camera_source
+    if camera_source == "auto":
+        camera_source = loaded.camera_source(len(source))
+    if camera_source == "matches" and not source.posed and not measured:
+        with stages("matching the views"):
+            matched = with_matched_cameras(source, loaded, size_px, config, report)
+        source, camera_source = (source, "head") if matched is None else (matched, camera_source)
     with stages("running the network"):
         prediction = loaded.predict(
             source.images,
             source.cameras,
             size_px=size_px,
             method=config.method,
-            camera_source=config.camera_source,
+            camera_source=camera_source,
             reference_view=config.reference_view,
             gaussians=not measured,
             refine_scale=config.refine_scale and not measured,
@@ -260,7 +270,7 @@ def _predicted(
         prediction,
         poses_from=source.poses_from if source.posed else None,
         intrinsics=source.cameras is not None,
-        camera_source=config.camera_source,
+        camera_source=camera_source,
     )
     doubtful = source.posed and source.poses_from == "given"
     if doubtful and config.check_poses and loaded.config.cameras is not None:
@@ -269,7 +279,7 @@ def _predicted(
                 loaded,
                 prediction,
                 report,
-                camera_source=config.camera_source,
+                camera_source="rays" if camera_source == "rays" else "head",
                 reference_view=config.reference_view,
                 seed=config.seed,
             )

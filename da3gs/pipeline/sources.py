@@ -57,7 +57,7 @@ class Source:
     depth: Sequence[Tensor] | None = None
     facts: dict[str, Any] | None = None
     upright: bool = True
-    poses_from: Literal["given", "structure from motion"] = "given"
+    poses_from: Literal["given", "structure from motion", "matches between views"] = "given"
     photographs: Sequence[Photograph] | None = None
     points: Sequence[Tensor] | None = None
 

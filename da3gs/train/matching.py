@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from da3gs.geometry.rays import points_on_rays
 from da3gs.losses import correspondence_cross_entropy
 from da3gs.model.layers import Block
+from da3gs.model.matching import queries_and_keys
 from da3gs.model.presets import PATCH
 
 _SAME_DEPTH = 0.1  # relative difference up to which two depths are one surface
@@ -105,16 +106,8 @@ def patch_geometry_loss(read: Float[Tensor, "L B V h w 9"], batch: dict[str, Ten
 
 
 def attention_logits(block: Block, patches: Float[Tensor, "B V P C"]) -> Float[Tensor, "B V P V P"]:
-    """What the first head of a cross-view block hands to its softmax, for patches (whose rotary angles are all one)."""
-    attention, width = block.attention, patches.shape[-1]
-    head = width // attention.heads
-    normed = block.attention_norm(patches)
-    weight, bias = attention.qkv.weight, attention.qkv.bias
-    query, key = (
-        norm(F.linear(normed, weight[first : first + head], bias[first : first + head]))
-        for norm, first in ((attention.query_norm, 0), (attention.key_norm, width))
-    )
-    return torch.einsum("bipc,bjqc->bipjq", query, key) / head**0.5
+    """What the first head of a cross-view block hands to its softmax, for every patch of every view."""
+    return torch.einsum("bipc,bjqc->bipjq", *queries_and_keys(block, patches))
 
 
 @torch.no_grad()

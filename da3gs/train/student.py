@@ -11,7 +11,7 @@ Letters: B scenes, V views, H W pixels, h w cells of the ray map.
 
 import random
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -184,6 +184,10 @@ class Student:
                 f"{config.model}; got {list(config.matching.attention_layers)}"
             )
         matching = MatchingHead(backbone.width, config.matching) if config.matching.weight > 0 else None
+        if matching is not None and matching.attention_layers:
+            network.config = replace(network.config, match_layer=max(matching.attention_layers))
+        elif not config.pretrained:
+            network.config = replace(network.config, match_layer=None)
         crossing = tuple(range(backbone.tap_layers[0], backbone.depth))
         geometry = PatchGeometry(backbone.width, crossing) if config.matching.geometry > 0 else None
         self.module = StudentModule(network, matching, geometry, low_precision_heads=config.low_precision_heads)
