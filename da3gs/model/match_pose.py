@@ -28,9 +28,10 @@ _SAMPLES = 400  # of 4 matches, per pair
 _TRIED = 3  # samples that are adjusted
 _LEAST_MATCHES = 8
 _PAIR_KERNELS = (1.2,)
-# A pair is sure when the matches that agree with its relative pose, times their share, are so many. Of pairs of unrelated
-# pictures one in 24 reached it (most 2 to 7); those with an error of some degrees have 20 and more.
+# A pair is sure when the matches that agree with its relative pose, times their share, are so many. Of pairs of
+# unrelated pictures one in 24 reached it (most 2 to 7); those with an error of some degrees have 20 and more.
 _SURE = 12.0
+_ROUNDS = 2
 # Standard deviations of logarithms: a focal length predicted by the network; the scale between two clouds.
 FOCAL_SIGMA = 0.2
 _CLOUD_SCALE_SIGMA = 0.3
@@ -56,19 +57,14 @@ class MatchedCameras:
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """Two views: `observed` from both sides, T_ji the pose of i in j's frame, and how well it is supported."""
+    """Two views: `observed` from both sides, and the pose (R, t) of i in j's frame with its strength."""
 
     i: int
     j: int
     observed: Observations
     R: Tensor
     t: Tensor
-    support: float
-    share: float
-
-    @property
-    def strength(self) -> float:
-        return self.support * self.share
+    strength: float
 
     @property
     def sure(self) -> bool:
@@ -118,15 +114,22 @@ def cameras_from_matches(
     if not any(pair.sure for pair in pairs):
         return None
     # 3. All poses, one after the other along the best pairs.
-    R, t, order, sure = _tree(pairs, predicted)
-    # 4. All together, the first placed view at rest.
+    R, t, order = _tree(pairs, predicted)
     index = torch.empty(views, dtype=torch.long)
     index[order] = torch.arange(views)
-    observed = Observations.concatenate([pair.observed for pair in pairs if pair.sure]).renumbered(index)
     zero = torch.zeros((), dtype=torch.float64)
-    start = Cameras64(R[order], t[order], torch.zeros(views, dtype=torch.float64), zero)
-    found, _ = adjust(start, K[order], observed, focal_sigma=focal_sigma)
+    found = Cameras64(R[order], t[order], torch.zeros(views, dtype=torch.float64), zero)
+    # 4. All together, the first placed view at rest; then once more with the pairs that agree with the others.
+    used = [pair for pair in pairs if pair.sure]
+    for _ in range(_ROUNDS):
+        observed = Observations.concatenate([pair.observed for pair in used]).renumbered(index)
+        found, _ = adjust(found, K[order], observed, focal_sigma=focal_sigma)
+        used = [pair for pair in pairs if _strength(found, K[order], pair.observed.renumbered(index)) >= _SURE]
+        if not used:
+            return None
     found = found[index]
+    sure = torch.zeros(views, dtype=torch.bool)
+    sure[sorted(_largest_group(used, views))] = True
     K[:, [0, 1], [0, 1]] *= found.log_focal.exp()
     poses = torch.eye(4, dtype=torch.float64).repeat(views, 1, 1)
     poses[:, :3, :3], poses[:, :3, 3] = found.R, found.t
@@ -175,10 +178,15 @@ def _relative_pose(
         if cost < lowest:
             best, lowest = found, cost
     assert best is not None
-    support = float((weight.repeat(2) * agreement(best, K[[i, j]], observed)).sum()) / 2
     R = best.R[1] @ best.R[0].T
-    renumbered = observed.renumbered(torch.tensor([i, j]))
-    return _Pair(i, j, renumbered, R, best.t[1] - R @ best.t[0], support, support / float(weight.sum()))
+    t = best.t[1] - R @ best.t[0]
+    return _Pair(i, j, observed.renumbered(torch.tensor([i, j])), R, t, _strength(best, K[[i, j]], observed))
+
+
+def _strength(cameras: Cameras64, K: Tensor, observed: Observations) -> float:
+    """Number of matches that agree with the cameras, times their share."""
+    agreeing, all_of_them = observed.weight @ agreement(cameras, K, observed), observed.weight.sum()
+    return float(agreeing.square() / all_of_them) / 2  # every match is there twice
 
 
 def _sampled(
@@ -243,14 +251,14 @@ def _depth_at(depth: Float[Tensor, "H W"], points: Float[Tensor, "M 2"]) -> Floa
 # ---------------------------------------------------------------- all views
 
 
-def _tree(pairs: list[_Pair], predicted: Cameras) -> tuple[Tensor, Tensor, list[int], Tensor]:
-    """Poses along the best pairs: rotations, translations, views in the order of placing, and which of them are sure.
+def _tree(pairs: list[_Pair], predicted: Cameras) -> tuple[Tensor, Tensor, list[int]]:
+    """Poses along the best pairs: rotations, translations, and the views in the order of placing.
 
     The largest group of views that sure pairs connect comes first; views that no pair reaches stay at the predicted
     pose.
     """
     views = len(predicted)
-    group = max(_groups([pair for pair in pairs if pair.sure], views), key=len)
+    group = _largest_group([pair for pair in pairs if pair.sure], views)
     support = torch.zeros(views)
     for pair in pairs:
         if pair.sure:
@@ -271,18 +279,15 @@ def _tree(pairs: list[_Pair], predicted: Cameras) -> tuple[Tensor, Tensor, list[
             else:
                 R[best.i], t[best.i] = best.R.T @ R[best.j], best.R.T @ (t[best.j] - best.t)
                 order.append(best.i)
-    sure = torch.zeros(views, dtype=torch.bool)
-    sure[sorted(group)] = True
-    order += [view for view in range(views) if view not in order]
-    return R, t, order, sure
+    return R, t, order + [view for view in range(views) if view not in order]
 
 
-def _groups(pairs: list[_Pair], views: int) -> list[set[int]]:
-    """Sets of views that pairs connect."""
+def _largest_group(pairs: list[_Pair], views: int) -> set[int]:
+    """The largest set of views that pairs connect."""
     groups = [{view} for view in range(views)]
     for pair in pairs:
         a, b = (next(group for group in groups if view in group) for view in (pair.i, pair.j))
         if a is not b:
             groups.remove(b)
             a |= b
-    return groups
+    return max(groups, key=lambda group: len(group))

@@ -33,9 +33,9 @@ _PATCH_SIGMA = 6.0
 _KEYPOINT_SIGMA = 0.5  # of a keypoint, in pixels of the picture it was found in ..
 _LENS_SIGMA = 0.3  # .. and of what no pinhole explains
 # Attention that a keypoint's patch must get from the other's, and the likeness of their descriptors.
-_LEAST_ATTENTION = 0.05
+_LEAST_ATTENTION = 0.01
 _LEAST_COSINE = 0.6
-_RATIO = 0.8  # of the distances to the best and the second best (Lowe)
+_RATIO = 0.85  # of the distances to the best and the second best (Lowe)
 
 
 @dataclass(frozen=True, eq=False)

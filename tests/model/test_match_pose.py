@@ -1,6 +1,7 @@
 """Cameras from matches: planted cameras come back from planted matches, and the bundled network's own matches."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -105,11 +106,11 @@ def _landed(cameras: Cameras64, K, observed):
 @pytest.mark.parametrize("seed", range(4))
 def test_planted_cameras_come_back_in_spite_of_bad_depth_and_wrong_matches(seed):
     true, K, observed = planted(seed=seed, depth_error=0.25, wrong=0.3, pixel_error=0.2)
-    found, _ = adjust(disturbed(true, seed), K, observed, focal_sigma=0.0)
+    found, _ = adjust(disturbed(true, seed, 0.05, 0.1), K, observed, focal_sigma=0.0)
     turn, direction = errors(found, true)
-    assert turn < 0.5 and direction < 1.5
-    right = agreement(found, K, observed) > 0.5
-    assert 0.5 < float(right.double().mean()) < 0.8  # 70 % are right
+    assert turn < 0.8 and direction < 1.5
+    agreed = [agreement(cameras, K, observed) for cameras in (found, true)]
+    assert float((agreed[0] - agreed[1]).abs().mean()) < 0.1 and 0.3 < float(agreed[0].mean()) < 0.7
 
 
 def test_focal_length_is_corrected():
@@ -207,10 +208,13 @@ def test_depth_rays_and_cameras_stay_in_one_frame(model):
 
 
 def test_pictures_of_different_scenes_are_not_tied_together(model):
-    pictures = [make_sample(9_400_000 + seed, 1, 196, 140, difficulty=0.4, edge_samples=0).images[0] for seed in (0, 5)]
-    result = model.predict(torch.stack(pictures), gaussians=False)
-    assert result.matched is None and any("not enough" in note or "enough in common" in note for note in result.notes)
-    assert torch.isfinite(result.cameras.cam_from_world).all()
+    """Chance ties a few pairs in a hundred; here none of eight (and cameras are finite all the same)."""
+    seeds = range(9_400_000, 9_400_009)
+    pictures = [make_sample(seed, 1, 196, 140, difficulty=0.4, edge_samples=0).images[0] for seed in seeds]
+    for pair in pairwise(pictures):
+        result = model.predict(torch.stack(pair), gaussians=False)
+        assert result.matched is None and any("enough in common" in note for note in result.notes)
+        assert torch.isfinite(result.cameras.cam_from_world).all()
 
 
 def test_given_intrinsics_are_kept(model):
