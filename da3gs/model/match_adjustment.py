@@ -154,11 +154,12 @@ def _normal_equations(cameras: Cameras64, K: Tensor, observed: Observations, ker
     weight = (observed.weight / (1 + residual.square().sum(1) / kernel**2)).sqrt()
     J, r = jacobian * weight[:, None, None], residual * weight[:, None]
     views, unknowns = len(cameras.R), 7 * len(cameras.R) + 1
-    # Matches of one ordered pair of views touch the same unknowns.
-    pair = observed.i * views + observed.j
-    blocks = J.new_zeros(views**2, 14 * 14).index_add_(0, pair, (J.transpose(1, 2) @ J).flatten(1))
-    sides = J.new_zeros(views**2, 14).index_add_(0, pair, (J.transpose(1, 2) @ r[..., None])[..., 0])
-    i, j = torch.arange(views**2) // views, torch.arange(views**2) % views
+    # Matches of one ordered pair of views touch the same unknowns, and stand together.
+    pair, counts = torch.unique_consecutive(observed.i * views + observed.j, return_counts=True)
+    of_pairs = [part.flatten(0, 1) for part in J.split(counts.tolist())]
+    blocks = torch.stack([part.T @ part for part in of_pairs])
+    sides = torch.stack([part.T @ q.flatten() for part, q in zip(of_pairs, r.split(counts.tolist()), strict=True)])
+    i, j = pair // views, pair % views
     place = torch.cat([7 * i[:, None] + torch.arange(7), 7 * j[:, None] + torch.arange(6)], 1)
     place = torch.cat([place, torch.full((len(place), 1), unknowns - 1)], 1)
     flat = (place[:, :, None] * unknowns + place[:, None]).flatten()
@@ -182,17 +183,17 @@ def _residuals(
     z = torch.maximum(Z[:, 2], _BEHIND * X[:, 2])[:, None]
     f = focal[j]
     u = f * Z[:, :2] / z + centre[j]
-    P = torch.cat([torch.diag_embed(f / z), -(f * Z[:, :2] / z**2)[..., None]], 2)  # du / dZ
-    along = (P @ turned[..., None])[..., 0]  # du / dlog depth
+    along = f * (turned[:, :2] / z - Z[:, :2] * turned[:, 2:] / z**2)  # du / dlog depth
     length = along.norm(dim=1, keepdim=True)
     e = along / length.clamp(min=1e-9)
     across = 1 / observed.sigma[:, None]
     loose = (observed.sigma[:, None].square() + (_DEPTH_SIGMA * length).square()).rsqrt()
-    W = across[..., None] * torch.eye(2, dtype=K.dtype) + ((loose - across) * e)[..., None] * e[:, None]
-    residual = (W @ (u - y)[..., None])[..., 0]
+    difference = u - y
+    residual = across * difference + (loose - across) * e * (e * difference).sum(1, keepdim=True)
     if not derivatives:
         return residual, None
-    WP = W @ P
+    W = across[..., None] * torch.eye(2, dtype=K.dtype) + ((loose - across) * e)[..., None] * e[:, None]
+    WP = W @ torch.cat([torch.diag_embed(f / z), -(f * Z[:, :2] / z**2)[..., None]], 2)  # W du / dZ
     back = WP @ R
     lifted = torch.cat([X[:, :2], torch.zeros_like(ahead)], 1)[..., None]
     by_focal = W @ (u - centre[j])[..., None] - back @ lifted

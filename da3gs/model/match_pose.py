@@ -32,6 +32,10 @@ _PAIR_KERNELS = (1.2,)
 # unrelated pictures one in 24 reached it (most 2 to 7); those with an error of some degrees have 20 and more.
 _SURE = 12.0
 _ROUNDS = 2
+# A keypoint match becomes a point when its rays meet at 2 degrees or more, within half a degree of each other.
+_KEYPOINT_SIGMA_BELOW = 3.0  # px: patches are rougher
+_LEAST_PARALLAX = 0.9994  # cosine
+_LARGEST_GAP = 0.01  # of the distance
 # Standard deviations of logarithms: a focal length predicted by the network; the scale between two clouds.
 FOCAL_SIGMA = 0.2
 _CLOUD_SCALE_SIGMA = 0.3
@@ -47,12 +51,14 @@ class MatchedCameras:
         scale: [V] what the depth of each view is to be multiplied by.
         sure: [V] views that enough matches tie to the largest group of views; of the others only a guess is known.
         matches: Number of matches in force.
+        points: Per view [m, 3] points triangulated from its keypoint matches, in the frame of the cameras.
     """
 
     cameras: Cameras
     scale: Float[Tensor, " V"]
     sure: Bool[Tensor, " V"]
     matches: int
+    points: tuple[Float[Tensor, "_m 3"], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +142,9 @@ def cameras_from_matches(
     first = predicted.cam_from_world[0].cpu().double()
     poses = poses @ rigid_inverse(poses[0]) @ first
     cameras = Cameras(poses.float(), K.float(), predicted.width, predicted.height).to(predicted.K)
-    return MatchedCameras(cameras, found.log_scale.exp().float().to(predicted.K.device), sure, len(observed) // 2)
+    scale = found.log_scale.exp().float().to(predicted.K.device)
+    points = _triangulated([pair.observed for pair in used], poses, K)
+    return MatchedCameras(cameras, scale, sure, len(observed) // 2, points)
 
 
 # ---------------------------------------------------------------- pairs
@@ -291,3 +299,31 @@ def _largest_group(pairs: list[_Pair], views: int) -> set[int]:
             groups.remove(b)
             a |= b
     return max(groups, key=lambda group: len(group))
+
+
+def _triangulated(observed: list[Observations], poses: Tensor, K: Tensor) -> tuple[Tensor, ...]:
+    """Per view the points that its keypoints and those of another view agree on: middles of the shortest line between
+    two rays. Patches are too rough, and rays that are nearly parallel say nothing."""
+    seen: list[list[Tensor]] = [[] for _ in poses]
+    for both in observed:
+        once = (both.i < both.j) & (both.sigma < _KEYPOINT_SIGMA_BELOW)
+        i, j = int(both.i.min()), int(both.i.max())
+        x = (both.x[once], both.y[once])
+        rays, centres = [], []
+        for view, pixels in zip((i, j), x, strict=True):
+            R, t = poses[view, :3, :3], poses[view, :3, 3]
+            local = torch.cat([(pixels - K[view, :2, 2]) / K[view, [0, 1], [0, 1]], torch.ones_like(pixels[:, :1])], 1)
+            rays.append(F.normalize(local, dim=1) @ R)
+            centres.append(-R.T @ t)
+        # c_i + a r_i and c_j + b r_j where they are nearest.
+        cosine, apart = (rays[0] * rays[1]).sum(1), centres[1] - centres[0]
+        determinant = (1 - cosine.square()).clamp(min=1e-12)
+        along = rays[0] @ apart, rays[1] @ apart
+        a, b = (along[0] - cosine * along[1]) / determinant, (cosine * along[0] - along[1]) / determinant
+        ends = centres[0] + a[:, None] * rays[0], centres[1] + b[:, None] * rays[1]
+        gap = (ends[0] - ends[1]).norm(dim=1) / torch.minimum(a, b).clamp(min=1e-9)
+        good = (a > 0) & (b > 0) & (cosine < _LEAST_PARALLAX) & (gap < _LARGEST_GAP)
+        for view in (i, j):
+            seen[view].append(((ends[0] + ends[1]) / 2)[good])
+    nothing = torch.zeros(0, 3, dtype=K.dtype)
+    return tuple(torch.cat([nothing, *parts]).float() for parts in seen)

@@ -58,5 +58,12 @@ def with_matched_cameras(
         else item
         for item in source.images
     ]  # fmt: skip
-    posed = replace(source, images=images, cameras=cameras, upright=False, poses_from="matches between views")
+    posed = replace(
+        source,
+        images=images,
+        cameras=cameras,
+        upright=False,
+        poses_from="matches between views",
+        points=list(matched.points),
+    )
     return posed[keep]
