@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from da3gs.data.synthetic import make_sample
+from da3gs.metrics.poses import pose_metrics
+from da3gs.metrics.shape import depth_metrics
+from da3gs.model.da3_model import load_model
 from da3gs.pipeline import ReconstructConfig, reconstruct
 
 CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, device="cpu")
@@ -46,8 +49,8 @@ def test_the_report_says_what_was_done(scenes):
     assert torch.equal(scenes[True].cameras.cam_from_world, scenes[False].cameras.cam_from_world)
 
 
-def test_unknown_cameras_leave_nothing_to_refine_by(views):
-    scene = reconstruct(views.images, None, "da3-tiny", CONFIG)
+def test_the_rough_cameras_of_the_head_leave_nothing_to_refine_by(views):
+    scene = reconstruct(views.images, None, "da3-tiny", replace(CONFIG, camera_source="head"))
     assert "refined_depth" not in scene.report
 
 
@@ -67,3 +70,30 @@ def test_views_from_one_place_keep_the_head_and_the_depth(views):
     assert "refined_depth" not in wished.report
     assert not any("confirm" in warning for warning in wished.report["warnings"])
     assert torch.equal(wished.depth, plain.depth) and torch.equal(wished.gaussians.means, plain.gaussians.means)
+
+
+def test_pictures_without_cameras_are_tied_together_by_matches_and_a_foreign_one_is_left_out():
+    sample = make_sample(9_300_000, 4, 280, 196, difficulty=0.3, motion="orbit")
+    foreign = make_sample(9_400_005, 1, 280, 196, difficulty=0.4)
+    pictures = [*sample.images[:2], foreign.images[0], *sample.images[2:]]
+    scene = reconstruct(pictures, names=["a", "b", "elsewhere", "c", "d"], model="da3-tiny")
+    assert scene.report["views"] == ["a", "b", "c", "d"]
+    assert any("elsewhere" in warning for warning in scene.report["warnings"])
+    assert scene.report["poses"]["source"] == "matches between views"
+    assert scene.report["frame"]["source"] == "estimated"
+    width, height = scene.cameras.size
+    found = pose_metrics(scene.cameras, sample.cameras.scaled(width=width, height=height))
+    assert found.auc["vggt"]["auc@30"] > 0.6 and found.rotation_median_deg < 6
+    # Depth is refined between them: nearer to the truth than the network's own, one scale for all.
+    known = sample.depth > 0
+    own = load_model("da3-tiny").predict(sample.images, gaussians=False, camera_source="head").depth
+    errors = [
+        depth_metrics(
+            torch.nn.functional.interpolate(depth[:, None], sample.depth.shape[-2:], mode="nearest-exact")[:, 0],
+            sample.depth,
+            mask=known,
+            per_view=False,
+        ).abs_rel
+        for depth in (scene.depth, own)
+    ]
+    assert errors[0] < 0.6 * errors[1]

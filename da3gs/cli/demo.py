@@ -15,13 +15,12 @@ class DemoCommand:
     """Photograph a procedural scene, make splats of it, and compare them with the truth.
 
     Needs no data and no download. Writes photographs, splats, a fly-through, pictures and numbers to a folder.
-    Nothing but the photographs is handed over: structure from motion finds the cameras and the bundled network the
-    depth. The network alone does both with --poses predicted.
+    Nothing but the photographs is handed over: the bundled network finds depth and cameras.
 
     Examples:
       da3gs demo
       da3gs demo --output demo --views 8 --seed 7 --view
-      da3gs demo --poses predicted --model da3-base
+      da3gs demo --poses sfm --model da3-base
     """
 
     output: Path = Path("da3gs-demo")
@@ -32,8 +31,8 @@ class DemoCommand:
     """Photographs to reconstruct from."""
     seed: int = 2
     """Of the scene: another number, another scene."""
-    poses: Literal["sfm", "predicted", "given"] = "sfm"
-    """Cameras: by structure from motion, predicted by the network, or the true ones."""
+    poses: Literal["predicted", "sfm", "given"] = "predicted"
+    """Cameras: predicted by the network, by structure from motion, or the true ones."""
     depth: Literal["network", "given"] = "network"
     """Depth: from the network, or the true one, as from a depth camera; with --poses given no network is needed."""
     video: bool = True
@@ -78,7 +77,7 @@ class DemoCommand:
             print_result(
                 f"\nLook at {self.output / COMPARISON} and {self.output / SCENE}. Next:\n"
                 f"  da3gs view {self.output / SCENE}\n"
-                "  da3gs reconstruct FOLDER_OF_PHOTOS --output out --find-cameras sfm"
+                "  da3gs reconstruct FOLDER_OF_PHOTOS --output out"
             )
         return 0
 

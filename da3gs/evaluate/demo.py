@@ -36,7 +36,7 @@ from da3gs.rendering.render import RenderConfig, render
 logger = logging.getLogger(__name__)
 
 PHOTOS, SCENE, NUMBERS, COMPARISON = "photos", "scene", "numbers.json", "comparison.png"
-Poses = Literal["sfm", "predicted", "given"]
+Poses = Literal["predicted", "sfm", "given"]
 _WIDTH, _HEIGHT = 448, 336
 _HELD_OUT = 3
 
@@ -77,7 +77,7 @@ def run_demo(
     model: str | Path | DA3Model = DEFAULT_MODEL,
     views: int = 6,
     seed: int = 2,
-    poses: Poses = "sfm",
+    poses: Poses = "predicted",
     given_depth: bool = False,
     video: bool = True,
     stages: Stages | None = None,
@@ -90,8 +90,8 @@ def run_demo(
         model: As for `reconstruct`.
         views: Photographs to reconstruct from.
         seed: Of scene and cameras.
-        poses: "sfm" finds the cameras by structure from motion (photographs it cannot place are left out), "predicted"
-            leaves them to the network, "given" hands the true ones to the reconstruction.
+        poses: "predicted" leaves the cameras to the network, "sfm" to structure from motion (photographs that cannot be
+            placed are left out), "given" hands the true ones to the reconstruction.
         given_depth: Hand it the true depth, as a depth camera would; with the poses no network is needed.
         video: Render the fly-through.
         stages: Receives seconds and memory per stage.
@@ -110,13 +110,13 @@ def run_demo(
             with stages("structure from motion"):
                 found = with_sfm_cameras(load_input(folder / PHOTOS))
             placed = [int(Path(name).stem) for name in found.names]
-            context = _subset(context, placed)
             source = replace(source_from_input(found), poses_from="structure from motion")
             source = replace(source, depth=None if depth is None else list(depth[placed]))
             scene = reconstruct(source, None, model, config, stages=stages)
         else:
             cameras = context.cameras if poses == "given" else None
             scene = reconstruct(paths, cameras, model, config, depth=depth, stages=stages)
+        context = _subset(context, [int(Path(name).stem) for name in scene.report["views"]])
         seconds = stages.seconds - before
         save_scene(scene, folder / SCENE, video=video, frames=60, stages=stages)
         with stages("comparing with the truth"):

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from da3gs.geometry.rotations import cross_matrix
+from da3gs.model.match_loops import match_errors
 
 _DEPTH_SIGMA = 1.0  # of the logarithm of a single depth: little is asked of it where there is parallax
 _SCALE_SIGMA = 0.08  # of the logarithm of a view's depth scale
@@ -100,8 +101,7 @@ def adjust(
 
 def agreement(cameras: Cameras64, K: Float[Tensor, "V 3 3"], observed: Observations) -> Float[Tensor, " N"]:
     """How well each match is explained: 1 exactly, a half at the width of the last kernel."""
-    error = _residuals(cameras, K, observed)[0].square().sum(1)
-    return 1 / (1 + error / _KERNELS[-1] ** 2)
+    return 1 / (1 + _errors(cameras, K, observed) / _KERNELS[-1] ** 2)
 
 
 def _at_kernel(
@@ -123,8 +123,7 @@ def _at_kernel(
         return values
 
     def cost(state: Cameras64) -> float:
-        error = _residuals(state, K, observed)[0].square().sum(1)
-        robust = (observed.weight * kernel**2 * torch.log1p(error / kernel**2)).sum()
+        robust = (observed.weight * kernel**2 * torch.log1p(_errors(state, K, observed) / kernel**2)).sum()
         return float(robust + (prior * deviation(state).square()).sum())
 
     last, damping = cost(cameras), 1e-3
@@ -148,54 +147,22 @@ def _at_kernel(
     return cameras, last
 
 
+def _errors(cameras: Cameras64, K: Tensor, observed: Observations) -> Float[Tensor, " N"]:
+    """Squared, in standard deviations."""
+    return _run_loop(cameras, K, observed, 0.0)[0]
+
+
 def _normal_equations(cameras: Cameras64, K: Tensor, observed: Observations, kernel: float) -> tuple[Tensor, Tensor]:
-    residual, jacobian = _residuals(cameras, K, observed, derivatives=True)
-    assert jacobian is not None
-    weight = (observed.weight / (1 + residual.square().sum(1) / kernel**2)).sqrt()
-    J, r = jacobian * weight[:, None, None], residual * weight[:, None]
-    views, unknowns = len(cameras.R), 7 * len(cameras.R) + 1
-    # Matches of one ordered pair of views touch the same unknowns, and stand together.
-    pair, counts = torch.unique_consecutive(observed.i * views + observed.j, return_counts=True)
-    of_pairs = [part.flatten(0, 1) for part in J.split(counts.tolist())]
-    blocks = torch.stack([part.T @ part for part in of_pairs])
-    sides = torch.stack([part.T @ q.flatten() for part, q in zip(of_pairs, r.split(counts.tolist()), strict=True)])
-    i, j = pair // views, pair % views
-    place = torch.cat([7 * i[:, None] + torch.arange(7), 7 * j[:, None] + torch.arange(6)], 1)
-    place = torch.cat([place, torch.full((len(place), 1), unknowns - 1)], 1)
-    flat = (place[:, :, None] * unknowns + place[:, None]).flatten()
-    H = J.new_zeros(unknowns**2).index_add_(0, flat, blocks.flatten()).view(unknowns, unknowns)
-    return H, J.new_zeros(unknowns).index_add_(0, place.flatten(), sides.flatten())
+    return _run_loop(cameras, K, observed, kernel)[1:]
 
 
-def _residuals(
-    cameras: Cameras64, K: Tensor, observed: Observations, *, derivatives: bool = False
-) -> tuple[Float[Tensor, "N 2"], Float[Tensor, "N 2 14"] | None]:
-    """Differences in standard deviations, and their derivatives by (pose i, scale i, pose j, focal), if wanted."""
-    i, j, y = observed.i, observed.j, observed.y
-    centre = K[:, :2, 2]
+def _run_loop(cameras: Cameras64, K: Tensor, observed: Observations, kernel: float) -> tuple[Tensor, Tensor, Tensor]:
+    unknowns = 7 * len(cameras.R) + 1
+    o = observed
     focal = K[:, [0, 1], [0, 1]] * cameras.log_focal.exp()
-    ahead = torch.ones_like(observed.depth)[:, None]
-    X = torch.cat([(observed.x - centre[i]) / focal[i], ahead], 1)
-    X = X * (observed.depth * cameras.log_scale.exp()[i])[:, None]
-    R = cameras.R[j] @ cameras.R[i].transpose(1, 2)
-    turned = (R @ X[..., None])[..., 0]
-    Z = turned - (R @ cameras.t[i][..., None])[..., 0] + cameras.t[j]
-    z = torch.maximum(Z[:, 2], _BEHIND * X[:, 2])[:, None]
-    f = focal[j]
-    u = f * Z[:, :2] / z + centre[j]
-    along = f * (turned[:, :2] / z - Z[:, :2] * turned[:, 2:] / z**2)  # du / dlog depth
-    length = along.norm(dim=1, keepdim=True)
-    e = along / length.clamp(min=1e-9)
-    across = 1 / observed.sigma[:, None]
-    loose = (observed.sigma[:, None].square() + (_DEPTH_SIGMA * length).square()).rsqrt()
-    difference = u - y
-    residual = across * difference + (loose - across) * e * (e * difference).sum(1, keepdim=True)
-    if not derivatives:
-        return residual, None
-    W = across[..., None] * torch.eye(2, dtype=K.dtype) + ((loose - across) * e)[..., None] * e[:, None]
-    WP = W @ torch.cat([torch.diag_embed(f / z), -(f * Z[:, :2] / z**2)[..., None]], 2)  # W du / dZ
-    back = WP @ R
-    lifted = torch.cat([X[:, :2], torch.zeros_like(ahead)], 1)[..., None]
-    by_focal = W @ (u - centre[j])[..., None] - back @ lifted
-    parts = [back @ cross_matrix(X), -back, W @ along[..., None], -WP @ cross_matrix(Z), WP, by_focal]
-    return residual, torch.cat(parts, 2)
+    errors, H, gradient = torch.empty_like(o.depth), K.new_zeros(unknowns, unknowns), K.new_zeros(unknowns)
+    inputs = (o.i, o.j, o.x, o.y, o.depth, o.sigma, o.weight, cameras.R, cameras.t, cameras.log_scale.exp(), focal)
+    arrays = [value.contiguous().numpy() for value in (*inputs, K[:, :2, 2])]
+    outputs = [value.numpy() for value in (errors, H, gradient)]
+    match_errors(*arrays, _DEPTH_SIGMA, _BEHIND, kernel, *outputs)
+    return errors, H, gradient

@@ -25,6 +25,7 @@ from da3gs.model.presets import PATCH
 
 _PARTNERS = 8  # views that each view is compared with, at least
 _SAMPLES = 400  # of 4 matches, per pair
+_JUDGES = 200
 _TRIED = 3  # samples that are adjusted
 _LEAST_MATCHES = 8
 _PAIR_KERNELS = (1.2,)
@@ -210,7 +211,10 @@ def _sampled(
     clouds = [_lifted(k, points, z) for k, points, z in zip(K, (x, y), depths, strict=True)]
     picks = torch.multinomial((weight / sigma).expand(_SAMPLES, -1), 4, generator=generator)
     scale, R, t = _similarities(clouds[0][picks], clouds[1][picks])
-    turned = scale[:, None, None] * (clouds[0] @ R.transpose(1, 2))
+    # A few hundred matches tell which samples are good.
+    judges = torch.arange(0, len(x), max(1, len(x) // _JUDGES))
+    y, sigma, weight = y[judges], sigma[judges], weight[judges]
+    turned = scale[:, None, None] * (clouds[0][judges] @ R.transpose(1, 2))
     landed = turned + t[:, None]
     z = landed[..., 2:].clamp(min=1e-6)
     focal, centre = K[1, [0, 1], [0, 1]], K[1, :2, 2]

@@ -15,7 +15,7 @@ from da3gs.images import prepare_views
 from da3gs.keypoints import find_keypoints
 from da3gs.metrics.poses import pose_metrics
 from da3gs.model.da3_model import load_model
-from da3gs.model.match_adjustment import Cameras64, Observations, _residuals, adjust, agreement
+from da3gs.model.match_adjustment import Cameras64, Observations, _errors, _normal_equations, adjust, agreement
 from da3gs.model.match_pose import cameras_from_matches
 from da3gs.model.matching import PairAttention, PlacedKeypoints, keypoints_of
 
@@ -72,27 +72,23 @@ def errors(found: Cameras64, true: Cameras64) -> tuple[float, float]:
 # ---------------------------------------------------------------- adjustment
 
 
-def test_derivatives_are_those_of_the_residuals():
-    true, K, observed = planted(depth_error=0.1, pixel_error=1.0)
+def test_normal_equations_are_those_of_the_errors():
+    """At matches that fit exactly (there the whitening, which Gauss-Newton holds still, plays no part): errors after a
+    small step d are d'Hd, and their gradient is Hd."""
+    true, K, observed = planted(depth_error=0.1)
     cameras = disturbed(true)
-    # Gauss-Newton holds the whitening still. At matches that fit exactly its derivative plays no part.
-    target = _landed(cameras, K, observed)
-    exact = replace(observed, y=target)
-    _, J = _residuals(cameras, K, exact, derivatives=True)
-    step = 1e-6
-    for unknown in range(22):
-        move = torch.zeros(22, dtype=torch.float64)
-        move[unknown] = step
-        numeric = _residuals(cameras.moved(move), K, exact)[0] / step
-        mine = torch.zeros_like(numeric)
-        view, part = divmod(unknown, 7)
-        if unknown == 21:
-            mine = J[:, :, 13]
-        else:
-            mine = mine + (observed.i == view)[:, None] * J[:, :, part]
-            if part < 6:
-                mine = mine + (observed.j == view)[:, None] * J[:, :, 7 + part]
-        torch.testing.assert_close(numeric, mine, atol=2e-3, rtol=2e-3)
+    exact = replace(observed, y=_landed(cameras, K, observed))
+    H, gradient = _normal_equations(cameras, K, exact, 1e6)
+    assert float(gradient.abs().max()) < 1e-6
+    for seed in range(30):
+        step = torch.randn(22, generator=generator(seed), dtype=torch.float64)
+        if seed < 22:
+            step = torch.eye(22, dtype=torch.float64)[seed]
+        step *= 1e-5
+        moved = cameras.moved(step)
+        assert float(_errors(moved, K, exact).sum()) == pytest.approx(float(step @ H @ step), rel=1e-3)
+        _, after = _normal_equations(moved, K, exact, 1e6)
+        torch.testing.assert_close(after, H @ step, atol=1e-3 * float((H @ step).abs().max()), rtol=0)
 
 
 def _landed(cameras: Cameras64, K, observed):
