@@ -73,7 +73,7 @@ def test_the_commands_run_in_their_order(workplace, monkeypatch, capsys):
                 "report.json",
             }  # fmt: skip
         ran.append(command)
-    assert ran.count("reconstruct") == 4 and {"render", "info", "convert", "doctor"} <= set(ran)
+    assert ran.count("reconstruct") == 5 and {"render", "info", "convert", "doctor"} <= set(ran)
     assert Path("fly.mp4").stat().st_size > 1000 and da3gs.load_gaussians("viewer.ply").sh_degree == 3
 
 

@@ -189,7 +189,7 @@ class Da3Network(_Sized):
         local, _ = tokens.taps[self.config.backbone.tap_layers.index(layer)]
         assert local is not None
         block = cast(Block, self.backbone.blocks[layer])
-        found = queries_and_keys(block, local[:, :, 1:])
+        found = queries_and_keys(block, local[:, :, 1:].float())
         queries, keys = (torch.take_along_dim(part, tokens.inverse[:, :, None, None], 1) for part in found)
         return queries, keys
 
