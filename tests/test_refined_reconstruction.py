@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from da3gs.data.synthetic import make_sample
+from da3gs.images import uint8_from_tensor
 from da3gs.metrics.poses import pose_metrics
 from da3gs.metrics.shape import depth_metrics
 from da3gs.model.da3_model import load_model
@@ -97,3 +99,25 @@ def test_pictures_without_cameras_are_tied_together_by_matches_and_a_foreign_one
         for depth in (scene.depth, own)
     ]
     assert errors[0] < 0.85 * errors[1]
+
+
+def test_pictures_that_exif_turns_make_the_same_scene(tmp_path):
+    """As files and as Pillow images: the cameras that matches find speak of the upright pictures."""
+    sample = make_sample(9_300_006, 3, 280, 196, difficulty=0.3, motion="orbit")
+    plain, turned = tmp_path / "plain", tmp_path / "turned"
+    for folder in (plain, turned):
+        folder.mkdir()
+    for view, image in enumerate(sample.images):
+        picture = Image.fromarray(uint8_from_tensor(image))
+        picture.save(plain / f"{view}.png")
+        exif = picture.getexif()
+        exif[0x0112] = 6  # to be turned by a quarter to the right
+        picture.transpose(Image.Transpose.ROTATE_90).save(turned / f"{view}.png", exif=exif)
+    config = replace(CONFIG, refine_depth=False)
+    expected = reconstruct(sorted(plain.iterdir()), config=config)
+    assert expected.report["poses"]["source"] == "matches between views"
+    files = sorted(turned.iterdir())
+    for images in (files, [Image.open(file) for file in files]):
+        scene = reconstruct(images, config=config)
+        torch.testing.assert_close(scene.depth, expected.depth)
+        torch.testing.assert_close(scene.cameras.cam_from_world, expected.cameras.cam_from_world)

@@ -3,22 +3,25 @@
 Letters: V views, H W pixels (may differ from view to view).
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from da3gs.data.photo_files import exif_orientation
 from da3gs.data.photographs import Photograph
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import load_image
+from da3gs.images import image_to_rgb, load_image
 
+AnyImage = TypeVar("AnyImage")
 InputKind = Literal["folder", "glob", "image", "video", "colmap", "transforms", "rgbd"]
 
 
@@ -90,7 +93,7 @@ class InputViews:
         sizes = tuple((int(w), int(h)) for w, h in zip(cameras.width, cameras.height, strict=True))
         if sizes != self.sizes:
             raise InputError(f"the cameras are not at the sizes of the images: {sizes[:3]} against {self.sizes[:3]}")
-        return replace(self, images=_readable_with_cameras(self.images), cameras=cameras)
+        return replace(self, images=turned_upright(self.images), cameras=cameras)
 
     def hinted_cameras(self) -> Cameras | None:
         """Cameras without poses whose focal length is EXIF's hint; None unless every view has one."""
@@ -104,8 +107,15 @@ class InputViews:
         return Cameras(None, torch.tensor(K), width, height)
 
 
-def _readable_with_cameras(images: Sequence[Path | np.ndarray]) -> tuple[Path | np.ndarray, ...]:
-    return tuple(
-        load_image(image) if not isinstance(image, np.ndarray) and exif_orientation(image) != 1 else image
-        for image in images
-    )
+def turned_upright(images: Sequence[AnyImage]) -> tuple[AnyImage | np.ndarray, ...]:
+    """The same images, with those that EXIF turns read: cameras speak of upright pictures, and images that come with
+    cameras are taken as they are stored."""
+
+    def upright(image):
+        if isinstance(image, str | os.PathLike):
+            return image if exif_orientation(Path(image)) == 1 else load_image(image)
+        if isinstance(image, Image.Image):
+            return image_to_rgb(image, exif_orientation=True)
+        return image
+
+    return tuple(upright(image) for image in images)

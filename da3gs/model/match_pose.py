@@ -316,8 +316,7 @@ def _triangulated(observed: list[Observations], poses: Tensor, K: Tensor) -> tup
         rays, centres = [], []
         for view, pixels in zip((i, j), x, strict=True):
             R, t = poses[view, :3, :3], poses[view, :3, 3]
-            local = torch.cat([(pixels - K[view, :2, 2]) / K[view, [0, 1], [0, 1]], torch.ones_like(pixels[:, :1])], 1)
-            rays.append(F.normalize(local, dim=1) @ R)
+            rays.append(F.normalize(_lifted(K[view], pixels, torch.ones_like(pixels[:, 0])), dim=1) @ R)
             centres.append(-R.T @ t)
         # c_i + a r_i and c_j + b r_j where they are nearest.
         cosine, apart = (rays[0] * rays[1]).sum(1), centres[1] - centres[0]

@@ -1,21 +1,15 @@
 """Cameras of pictures that bring none, by what they have in common; see `da3gs.model.match_pose`."""
 
-import logging
-import os
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from da3gs.data.photo_files import exif_orientation
-from da3gs.images import load_image
+from da3gs.data.input_views import turned_upright
 from da3gs.model.da3_model import DA3Model
 from da3gs.pipeline.report import Report
 from da3gs.pipeline.sources import Source
 
 if TYPE_CHECKING:
     from da3gs.pipeline.reconstruction import ReconstructConfig
-
-logger = logging.getLogger(__name__)
 
 
 def with_matched_cameras(
@@ -52,15 +46,9 @@ def with_matched_cameras(
             f"left out for want of overlap: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}", logged=True
         )
     cameras = prediction.views.undo_cameras(prediction.cameras.to("cpu"))
-    # Cameras speak of upright pictures, and files with cameras are read as they are stored.
-    images = [
-        load_image(item) if source.upright and isinstance(item, str | os.PathLike) and exif_orientation(Path(item)) != 1
-        else item
-        for item in source.images
-    ]  # fmt: skip
     posed = replace(
         source,
-        images=images,
+        images=turned_upright(source.images) if source.upright else source.images,
         cameras=cameras,
         upright=False,
         poses_from="matches between views",

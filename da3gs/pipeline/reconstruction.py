@@ -24,18 +24,17 @@ from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
-from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, Views, prepare_views
+from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
-from da3gs.model.gaussian_adapter import gaussians_from_raw
-from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, released_head, splat_size
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.matched import with_matched_cameras
+from da3gs.pipeline.measured import measured_surface, with_measured_depth
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_against_prediction
 from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
-from da3gs.pipeline.sources import Source, depth_on, gather, thinned, views_without_network
+from da3gs.pipeline.sources import Source, gather, thinned
 from da3gs.pipeline.stages import Stages
 from da3gs.pipeline.surface import Surface, enlarged, placed, predicted_surface, refined, stereo_config
 from da3gs.rendering import RenderConfig
@@ -143,7 +142,8 @@ def reconstruct(
     _check(source, config)
     # 2. One splat per pixel.
     if config.depth == "given" and source.posed:
-        surface = _measured(source, config, stages, report)
+        with stages("placing Gaussians"):
+            surface = measured_surface(source, config.size_px or DEFAULT_SIZE_PX, _device(config.device), report)
     else:
         surface = _predicted(source, model, config, stages, report)
     # 3. Drop what hangs in the air.
@@ -195,27 +195,6 @@ def reconstruct(
 
 
 # ------------------------------------------------------------------------------------------------ surfaces
-
-
-def _measured(source: Source, config: ReconstructConfig, stages: Stages, report: Report) -> Surface:
-    """Given depth seen by given cameras: splats by the geometric prior alone."""
-    with stages("placing Gaussians"):
-        views = views_without_network(source, config.size_px or DEFAULT_SIZE_PX)
-        assert views.cameras is not None and source.depth is not None
-        depth = depth_on(views, source.depth)
-        if not (depth > 0).any():
-            raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
-        device = _device(config.device)
-        views, depth = views.to(device), depth.to(device)
-        splats = gaussians_from_raw(None, depth, views.cameras, images=views.images)
-    report.content["model"] = {
-        "name": None,
-        "licence": None,
-        "note": "measured depth and given cameras: no network ran",
-    }
-    report.content["poses"] = {"source": source.poses_from}
-    report.content["photographs"] = photograph_facts(source, views)
-    return Surface(views, depth, views.cameras, splats, "given")
 
 
 def _predicted(
@@ -284,7 +263,7 @@ def _predicted(
                 seed=config.seed,
             )
     if measured:
-        return _with_measured_depth(source, views, prediction, report)
+        return with_measured_depth(source, views, prediction, report)
     surface = predicted_surface(replace(prediction, views=views))
     own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
     refine = config.refine_depth and source.posed and len(source) > 1 and not own_head
@@ -338,22 +317,6 @@ def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
             logged=True,
         )
     return result
-
-
-def _with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> Surface:
-    """Predicted cameras moved to the scale of measured depth: the median ratio over all measured pixels."""
-    assert source.depth is not None
-    surface = predicted_surface(prediction)
-    predicted = surface.depth
-    depth = depth_on(views, source.depth).to(predicted)
-    known = (depth > 0) & (predicted > 0)
-    if not known.any():
-        raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
-    scale = float((depth[known] / predicted[known]).median())
-    cameras = surface.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
-    report.chose("scale of the cameras", scale, "median ratio of measured to predicted depth")
-    splats = gaussians_from_raw(None, depth, cameras, images=views.images)
-    return Surface(views, depth, cameras, splats, "given", surface.confidence, surface.sky)
 
 
 # ------------------------------------------------------------------------------------------------ parts

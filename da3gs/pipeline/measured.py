@@ -1,0 +1,47 @@
+"""Surfaces of measured depth (RGB-D)."""
+
+import torch
+
+from da3gs.errors import InputError
+from da3gs.geometry.similarity import Similarity
+from da3gs.images import Views
+from da3gs.model.gaussian_adapter import gaussians_from_raw
+from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.report import Report, photograph_facts
+from da3gs.pipeline.sources import Source, depth_on, views_without_network
+from da3gs.pipeline.surface import Surface, predicted_surface
+
+
+def measured_surface(source: Source, size_px: int, device: torch.device, report: Report) -> Surface:
+    """Given depth seen by given cameras: splats by the geometric prior alone."""
+    views = views_without_network(source, size_px)
+    assert views.cameras is not None and source.depth is not None
+    depth = depth_on(views, source.depth)
+    if not (depth > 0).any():
+        raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
+    views, depth = views.to(device), depth.to(device)
+    splats = gaussians_from_raw(None, depth, views.cameras, images=views.images)
+    report.content["model"] = {
+        "name": None,
+        "licence": None,
+        "note": "measured depth and given cameras: no network ran",
+    }
+    report.content["poses"] = {"source": source.poses_from}
+    report.content["photographs"] = photograph_facts(source, views)
+    return Surface(views, depth, views.cameras, splats, "given")
+
+
+def with_measured_depth(source: Source, views: Views, prediction: ScenePrediction, report: Report) -> Surface:
+    """Predicted cameras moved to the scale of measured depth: the median ratio over all measured pixels."""
+    assert source.depth is not None
+    surface = predicted_surface(prediction)
+    predicted = surface.depth
+    depth = depth_on(views, source.depth).to(predicted)
+    known = (depth > 0) & (predicted > 0)
+    if not known.any():
+        raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
+    scale = float((depth[known] / predicted[known]).median())
+    cameras = surface.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
+    report.chose("scale of the cameras", scale, "median ratio of measured to predicted depth")
+    splats = gaussians_from_raw(None, depth, cameras, images=views.images)
+    return Surface(views, depth, cameras, splats, "given", surface.confidence, surface.sky)
