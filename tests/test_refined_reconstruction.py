@@ -13,7 +13,8 @@ from da3gs.metrics.shape import depth_metrics
 from da3gs.model.da3_model import load_model
 from da3gs.pipeline import ReconstructConfig, reconstruct
 
-CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, device="cpu")
+# The sweep alone, without the help of keypoints.
+CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, keypoints=False, device="cpu")
 
 
 @pytest.fixture(scope="module")

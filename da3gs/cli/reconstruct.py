@@ -112,6 +112,9 @@ class ReconstructCommand:
     no_pose_check: bool = False
     """Do not compare given poses with a second prediction that does not know them (saves its time)."""
 
+    no_keypoints: bool = False
+    """With given poses and no sparse points, do not triangulate keypoints to set the scale of depth and bend it."""
+
     no_refine_depth: bool = False
     """With known cameras, keep the network's depth instead of letting the pictures refine it (a named or released
     Gaussian head always does)."""
@@ -195,6 +198,7 @@ class ReconstructCommand:
             depth=self.depth,
             camera_source=self.camera_source,
             check_poses=not self.no_pose_check,
+            keypoints=not self.no_keypoints,
             refine_depth=not self.no_refine_depth,
             filters=FilterConfig(
                 confidence=self.min_confidence,

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import rigid_inverse
+from da3gs.geometry.two_views import triangulate
 from da3gs.model.match_adjustment import Cameras64, Observations, adjust, agreement
 from da3gs.model.matching import Matches, PairAttention, PlacedKeypoints
 from da3gs.model.presets import PATCH
@@ -33,10 +34,7 @@ _PAIR_KERNELS = (1.2,)
 # unrelated pictures one in 24 reached it (most 2 to 7); those with an error of some degrees have 20 and more.
 _SURE = 12.0
 _ROUNDS = 2
-# A keypoint match becomes a point when its rays meet at 2 degrees or more, within half a degree of each other.
 _KEYPOINT_SIGMA_BELOW = 3.0  # px: patches are rougher
-_LEAST_PARALLAX = 0.9994  # cosine
-_LARGEST_GAP = 0.01  # of the distance
 # Standard deviations of logarithms: a focal length predicted by the network; the scale between two clouds.
 FOCAL_SIGMA = 0.2
 _CLOUD_SCALE_SIGMA = 0.3
@@ -142,9 +140,10 @@ def cameras_from_matches(
     poses[:, :3, :3], poses[:, :3, 3] = found.R, found.t
     first = predicted.cam_from_world[0].cpu().double()
     poses = poses @ rigid_inverse(poses[0]) @ first
-    cameras = Cameras(poses.float(), K.float(), predicted.width, predicted.height).to(predicted.K)
+    exact = Cameras(poses, K, predicted.width, predicted.height)
+    cameras = exact.to(predicted.K)
     scale = found.log_scale.exp().float().to(predicted.K.device)
-    points = _triangulated([pair.observed for pair in used], poses, K)
+    points = _triangulated([pair.observed for pair in used], exact)
     return MatchedCameras(cameras, scale, sure, len(observed) // 2, points)
 
 
@@ -305,28 +304,14 @@ def _largest_group(pairs: list[_Pair], views: int) -> set[int]:
     return max(groups, key=lambda group: len(group))
 
 
-def _triangulated(observed: list[Observations], poses: Tensor, K: Tensor) -> tuple[Tensor, ...]:
-    """Per view the points that its keypoints and those of another view agree on: middles of the shortest line between
-    two rays. Patches are too rough, and rays that are nearly parallel say nothing."""
-    seen: list[list[Tensor]] = [[] for _ in poses]
+def _triangulated(observed: list[Observations], cameras: Cameras) -> tuple[Tensor, ...]:
+    """Per view the points that its keypoints and those of another view agree on; patches are too rough."""
+    seen: list[list[Tensor]] = [[] for _ in range(len(cameras))]
     for both in observed:
         once = (both.i < both.j) & (both.sigma < _KEYPOINT_SIGMA_BELOW)
         i, j = int(both.i.min()), int(both.i.max())
-        x = (both.x[once], both.y[once])
-        rays, centres = [], []
-        for view, pixels in zip((i, j), x, strict=True):
-            R, t = poses[view, :3, :3], poses[view, :3, 3]
-            rays.append(F.normalize(_lifted(K[view], pixels, torch.ones_like(pixels[:, 0])), dim=1) @ R)
-            centres.append(-R.T @ t)
-        # c_i + a r_i and c_j + b r_j where they are nearest.
-        cosine, apart = (rays[0] * rays[1]).sum(1), centres[1] - centres[0]
-        determinant = (1 - cosine.square()).clamp(min=1e-12)
-        along = rays[0] @ apart, rays[1] @ apart
-        a, b = (along[0] - cosine * along[1]) / determinant, (cosine * along[0] - along[1]) / determinant
-        ends = centres[0] + a[:, None] * rays[0], centres[1] + b[:, None] * rays[1]
-        gap = (ends[0] - ends[1]).norm(dim=1) / torch.minimum(a, b).clamp(min=1e-9)
-        good = (a > 0) & (b > 0) & (cosine < _LEAST_PARALLAX) & (gap < _LARGEST_GAP)
+        found = triangulate(cameras[[i]], cameras[[j]], both.x[once], both.y[once])
         for view in (i, j):
-            seen[view].append(((ends[0] + ends[1]) / 2)[good])
-    nothing = torch.zeros(0, 3, dtype=K.dtype)
+            seen[view].append(found.points[found.good])
+    nothing = torch.zeros(0, 3, dtype=cameras.K.dtype)
     return tuple(torch.cat([nothing, *parts]).float() for parts in seen)

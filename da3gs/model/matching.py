@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -102,6 +102,27 @@ def keypoints_of(images: Sequence[ImageLike] | Tensor, views: Views, *, upright:
     return placed
 
 
+def matched_descriptors(
+    i: PlacedKeypoints, j: PlacedKeypoints, allowed: Bool[Tensor, "N L"], *, least_cosine: float, ratio: float
+) -> tuple[Int64[Tensor, " M"], Int64[Tensor, " M"]]:
+    """Keypoints of i and of j whose descriptors choose each other among those allowed.
+
+    Args:
+        allowed: Whether keypoint n of i may be keypoint l of j.
+        least_cosine: Likeness that a match needs.
+        ratio: Largest ratio of the distances to the best and to the second best (Lowe, IJCV 2004).
+    """
+    if min(len(i.xy), len(j.xy)) < 2:
+        return torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    likeness = torch.where(allowed, i.descriptors @ j.descriptors.T, -1.0)
+    best = likeness.topk(2, 1)
+    (first, second), chosen = best.values.unbind(1), best.indices[:, 0]
+    distance, other = ((2 - 2 * cosine.clamp(-1, 1)).sqrt() for cosine in (first, second))
+    mutual = likeness.argmax(0)[chosen] == torch.arange(len(chosen))
+    keep = (mutual & (first > least_cosine) & (distance < ratio * other)).nonzero()[:, 0]
+    return keep, chosen[keep]
+
+
 def queries_and_keys(block: Block, patches: Float[Tensor, "*views P C"]) -> tuple[Tensor, Tensor]:
     """What the first head of a cross-view block compares, [*views, P, c] each; their product is what it hands to its
     softmax, for patches (whose rotary angles are all one)."""
@@ -146,17 +167,10 @@ class PairAttention:
 
     def keypoints(self, i: PlacedKeypoints, j: PlacedKeypoints) -> Matches:
         """Keypoints whose descriptors choose each other among those where attention looks both ways."""
-        if min(len(i.xy), len(j.xy)) < 2:
-            return Matches(i.xy[:0], j.xy[:0], i.xy.new_zeros(0), i.xy.new_zeros(0))
         patch_i, patch_j = self._patch(i.xy), self._patch(j.xy)
         allowed = self._around(self.to_j)[patch_i][:, patch_j] & self._around(self.to_i)[patch_j][:, patch_i].T
-        likeness = torch.where(allowed, i.descriptors @ j.descriptors.T, -1.0)
-        best = likeness.topk(2, 1)
-        (first, second), chosen = best.values.unbind(1), best.indices[:, 0]
-        distance, other = ((2 - 2 * cosine.clamp(-1, 1)).sqrt() for cosine in (first, second))
-        mutual = likeness.argmax(0)[chosen] == torch.arange(len(chosen))
-        keep = mutual & (first > _LEAST_COSINE) & (distance < _RATIO * other)
-        x_i, x_j = i.xy[keep], j.xy[chosen[keep]]
+        first, second = matched_descriptors(i, j, allowed, least_cosine=_LEAST_COSINE, ratio=_RATIO)
+        x_i, x_j = i.xy[first], j.xy[second]
         sigma = (_LENS_SIGMA**2 + (_KEYPOINT_SIGMA * max(i.scale, j.scale)) ** 2) ** 0.5
         return Matches(x_i, x_j, x_i.new_full((len(x_i),), sigma), x_i.new_ones(len(x_i)))
 

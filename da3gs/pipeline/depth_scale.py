@@ -22,12 +22,15 @@ from da3gs.geometry.cameras import Cameras
 from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.report import Report
-from da3gs.pipeline.sources import Source
 
 logger = logging.getLogger(__name__)
 
 # A median of fewer ratios says little.
 FEWEST_POINTS = 30
+# Keypoints of two views are placed by a pixel or so, where structure from motion has whole tracks: more of them are
+# asked for, and their own error (of the logarithm of depth) is taken off what they want to bend.
+FEWEST_KEYPOINTS = 100
+KEYPOINT_NOISE = 0.03
 # Points belong to the cameras when at least this share of them projects into the images that are said to see them.
 _INSIDE = 0.5
 # Ratios that spread by more than this (robust standard deviation, relative) cast doubt on depth or cameras.
@@ -36,6 +39,12 @@ _WIDE_SPREAD = 0.3
 _BEND_SIGMA = 0.06
 _PRIOR_POINTS = 0.5
 _BEND_GRID = 64
+# Points that say depth needs no factor of its own in a view, no slope across it, no slope along it; steepest slope of
+# the logarithm over half a picture; least spread that is believed.
+_SLOPE_PRIOR = (2.0, 16.0, 16.0)
+_SLOPE_ROUNDS = 8
+_STEEPEST = 0.7
+_EXACT = 1e-3
 # MAD of a normal distribution -> its standard deviation.
 _SIGMA_FROM_MAD = 1.4826
 
@@ -101,16 +110,23 @@ def scale_from_points(
     )
 
 
-def with_point_scale(prediction: ScenePrediction, source: Source, report: Report) -> ScenePrediction:
-    """The prediction with depth and Gaussians at the scale of the source's sparse points, where it has enough of them.
+def with_point_scale(
+    prediction: ScenePrediction, points: Sequence[Float[Tensor, "_m 3"]], report: Report, *, origin: str | None = None
+) -> ScenePrediction:
+    """The prediction with depth and Gaussians at the scale of sparse points, where there are enough of them.
 
     Every view is scaled about its camera centre: the cameras stay where they are.
+
+    Args:
+        prediction: With cameras.
+        points: Per view the points [m, 3] it sees, in the frame of the cameras.
+        origin: Who found them, where they did not come with the cameras; too few or poor ones are then no news.
     """
-    if source.points is None or not source.posed or prediction.cameras is None:
-        return prediction
     depth = prediction.depth
-    assert isinstance(depth, Tensor)
-    found = scale_from_points(depth, prediction.cameras, source.points)
+    assert isinstance(depth, Tensor) and prediction.cameras is not None
+    found = scale_from_points(depth, prediction.cameras, points)
+    if origin is not None and not (found.usable and found.points >= FEWEST_KEYPOINTS):
+        return prediction
     facts: dict[str, Any] = {
         "factor": found.factor if found.usable else 1.0,
         "points": found.points,
@@ -123,19 +139,20 @@ def with_point_scale(prediction: ScenePrediction, source: Source, report: Report
         why = f"{found.points} points" if found.inside >= _INSIDE else "points that the cameras do not see"
         facts["source"] = f"left as it was ({why}: too few to tell)"
         return prediction
-    facts["source"] = "sparse points"
+    facts["source"] = origin or "sparse points"
     why = (
         f"median ratio of the depth of sparse points to the predicted one, {found.points} sightings in {found.views} "
         f"views, spread {found.spread:.0%}"
     )
     report.chose("scale of the depth", found.factor, why)
     logger.info("scale of the depth: times %.3g, the %s", found.factor, why)
-    if found.spread > _WIDE_SPREAD:
+    if origin is None and found.spread > _WIDE_SPREAD:
         report.warn(
             f"predicted depth and the sparse points of the cameras agree only to {found.spread:.0%} after scaling: the "
             "model is weak on this scene, or cameras and images do not belong together"
         )
-    field = bend_through_points(depth, prediction.cameras, source.points, found.factor, found.spread)
+    noise = 0.0 if origin is None else KEYPOINT_NOISE
+    field = bend_through_points(depth, prediction.cameras, points, found.factor, found.spread, noise=noise)
     facts["bend"] = float((field / found.factor).log().abs().median().exp() - 1)
     report.chose(
         "bend of the depth",
@@ -176,11 +193,14 @@ def bend_through_points(
     points: Sequence[Float[Tensor, "_m 3"]],
     factor: float,
     spread: float,
+    *,
+    noise: float = 0.0,
 ) -> Float[Tensor, "V H W"]:
     """Factors on depth, smooth over each picture, that bring it to its sparse points and elsewhere to `factor`.
 
-    The logarithm of true over predicted depth is averaged around every place with Gaussian weights (Nadaraya-Watson),
-    together with `_PRIOR_POINTS` points that say `factor`. Points far outside of the spread hardly count (Cauchy).
+    The logarithm of true over predicted depth is first taken as linear in the place (points far from it hardly count:
+    Cauchy), which holds on where there are no points; what is left of it is averaged around every place with Gaussian
+    weights (Nadaraya-Watson), together with `_PRIOR_POINTS` points that say nothing is left.
 
     Args:
         depth: z-depth; <= 0 is unknown.
@@ -188,6 +208,7 @@ def bend_through_points(
         points: Per view the world points it sees.
         factor: Common scale of all views.
         spread: Robust standard deviation of the logarithms around it.
+        noise: The part of it that comes from the points: depth that is as exact as they are does not bend.
     """
     _, height, width = depth.shape
     sigma = _BEND_SIGMA * max(height, width)
@@ -195,22 +216,47 @@ def bend_through_points(
     rows, columns = min(height, _BEND_GRID), min(width, _BEND_GRID)
     v = (torch.arange(rows, device=depth.device) + 0.5) * height / rows
     u = (torch.arange(columns, device=depth.device) + 0.5) * width / columns
+    everywhere = torch.stack(torch.meshgrid(u, v, indexing="xy"), -1)
     fields = depth.new_zeros(len(depth), rows, columns)
+    extent = depth.new_tensor([width, height])
     for view, seen in enumerate(points):
         uv, z = (values[0] for values in cameras[view].project(seen.to(depth)))
-        inside = (z > 0) & (uv >= 0).all(-1) & (uv[:, 0] < width) & (uv[:, 1] < height)
+        inside = (z > 0) & (uv >= 0).all(-1) & (uv < extent).all(-1)
         column, row = uv[inside].long().unbind(-1)
         predicted = depth[view][row, column]
         known = predicted > 0
         place = uv[inside][known]
         ratio = (z[inside][known] / predicted[known] / factor).log()
-        trust = 1 / (1 + (ratio / (2 * max(spread, 1e-3))).square())
+        slope = _robust_slope(_centred(place, extent), ratio, max(spread, _EXACT))
+        rest = ratio - _centred(place, extent) @ slope
+        left = _SIGMA_FROM_MAD * float(rest.abs().median()) if len(rest) else 0.0
+        trust = 1 / (1 + (rest / (2 * max(left, _EXACT))).square())
         across = torch.exp(-0.5 * ((u[:, None] - place[:, 0]) / sigma).square())
         down = torch.exp(-0.5 * ((v[:, None] - place[:, 1]) / sigma).square())
-        total = torch.einsum("rm,cm,m->rc", down, across, trust * ratio)
-        fields[view] = total / (torch.einsum("rm,cm,m->rc", down, across, trust) + _PRIOR_POINTS)
+        total = torch.einsum("rm,cm,m->rc", down, across, trust * rest)
+        local = total / (torch.einsum("rm,cm,m->rc", down, across, trust) + _PRIOR_POINTS)
+        fields[view] = _centred(everywhere, extent) @ slope + local
     smooth = torch.nn.functional.interpolate(fields[:, None], (height, width), mode="bicubic")[:, 0]
-    return factor * smooth.exp()
+    belief = max(0.0, 1 - (noise / max(spread, _EXACT)) ** 2)
+    return factor * (belief * smooth).exp()
+
+
+def _centred(place: Float[Tensor, "*places 2"], extent: Float[Tensor, " 2"]) -> Float[Tensor, "*places 3"]:
+    """(1, x, y) with x, y from -1 to 1 over the picture."""
+    return torch.cat([torch.ones_like(place[..., :1]), 2 * place / extent - 1], -1)
+
+
+def _robust_slope(place: Float[Tensor, "M 3"], ratio: Float[Tensor, " M"], spread: float) -> Float[Tensor, " 3"]:
+    """Least squares of ratio ~ place @ slope, reweighted, with a prior that holds the slope at nothing."""
+    prior = torch.diag(place.new_tensor(_SLOPE_PRIOR))
+    weight, slope = torch.ones_like(ratio), place.new_zeros(3)
+    for _ in range(_SLOPE_ROUNDS):
+        weighted = place.T * weight
+        slope = torch.linalg.solve(weighted @ place + prior, weighted @ ratio)
+        weight = 1 / (1 + ((ratio - place @ slope) / (2 * spread)).square())
+        if len(ratio):
+            spread = max(_SIGMA_FROM_MAD * float((ratio - place @ slope).abs().median()), _EXACT)
+    return slope.clamp(-_STEEPEST, _STEEPEST)
 
 
 def _scaled_about_cameras(gaussians: Gaussians, cameras: Cameras, factors: Float[Tensor, "V H W"]) -> Gaussians:

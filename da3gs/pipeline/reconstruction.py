@@ -26,9 +26,11 @@ from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
 from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
+from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, released_head, splat_size
 from da3gs.pipeline.frame import canonical_frame
+from da3gs.pipeline.keypoint_points import keypoint_points
 from da3gs.pipeline.matched import with_matched_cameras
 from da3gs.pipeline.measured import measured_surface, with_measured_depth
 from da3gs.pipeline.memory_plan import WhenTight
@@ -64,6 +66,8 @@ class ReconstructConfig:
             they were given). "auto": matches if the network can, else the head.
         reference_view: How the network picks its reference view.
         refine_scale: With given poses, choose the scale of depth by how well the pictures agree.
+        keypoints: With given poses and no sparse points, triangulate keypoints that the pictures share: they set the
+            scale of depth and bend it.
         refine_depth: With known cameras (given, or found by structure from motion), let the pictures refine depth: a
             plane sweep around the predicted one. Not with a released or named Gaussian head: those were trained on the
             network's own.
@@ -85,6 +89,7 @@ class ReconstructConfig:
     camera_source: Literal["auto", "head", "rays", "matches"] = "auto"
     reference_view: str = "saddle_balanced"
     refine_scale: bool = True
+    keypoints: bool = True
     refine_depth: bool = True
     check_poses: bool = True
     filters: FilterConfig = field(default_factory=FilterConfig)
@@ -239,8 +244,8 @@ def _predicted(
         found = prediction.photometric
         why = f"there the pictures agree best (mean difference {found.cost_before:.4f} -> {found.cost_after:.4f})"
         report.chose("scale of the depth by the pictures", found.factor, why)
-    if not measured:
-        prediction = with_point_scale(prediction, source, report)
+    if not measured and source.posed:
+        prediction = _at_points(prediction, source, config, stages, report)
     for note in prediction.notes:
         report.warn(note, logged=True)
     views = replace(prediction.views, names=source.names)
@@ -282,6 +287,20 @@ def _predicted(
         return placed(surface, head=surface.confirmed is None)
 
 
+def _at_points(
+    prediction: ScenePrediction, source: Source, config: ReconstructConfig, stages: Stages, report: Report
+) -> ScenePrediction:
+    """Depth through the sparse points that came with the cameras, else through keypoints that the pictures share."""
+    if source.points is not None:
+        return with_point_scale(prediction, source.points, report)
+    # Single-view models know no unit that cameras could give.
+    if not config.keypoints or prediction.alignment is None or prediction.cameras is None:
+        return prediction
+    with stages("matching keypoints"):
+        points = keypoint_points(source.images, prediction.views, prediction.cameras, prediction.depth)
+        return with_point_scale(prediction, points, report, origin="keypoints that the pictures share")
+
+
 def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Surface:
     """The surface at the size of larger images."""
     small = surface.views
@@ -295,8 +314,7 @@ def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Su
 
 def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
     """The surface with depth that carries the pictures onto each other between the known cameras."""
-    bent = "bend" in report.content.get("depth_scale", {})
-    result = refined(surface, config=stereo_config(model.config.name, through_points=bent))
+    result = refined(surface, config=stereo_config(model.config.name))
     if result.confirmed is None:
         report.chose("depth", "as predicted", "no two views see the same things from different places")
         return result

@@ -133,13 +133,9 @@ def refined(
     return replace(surface, depth=found.depth, confirmed=found.confirmed, gaussians=None)
 
 
-def stereo_config(preset: str, *, through_points: bool = False) -> StereoConfig:
-    """How far predicted depth is trusted where the pictures cannot tell.
-
-    That of released models much; that of da3-tiny little, unless it was bent `through_points` of structure from motion.
-    """
-    weak = preset == "da3-tiny" and not through_points
-    return StereoConfig() if weak else StereoConfig.for_good_depth()
+def stereo_config(preset: str) -> StereoConfig:
+    """How far predicted depth is trusted where the pictures cannot tell: that of da3-tiny little."""
+    return StereoConfig() if preset == "da3-tiny" else StereoConfig.for_good_depth()
 
 
 def placed(surface: Surface, *, head: bool = True) -> Surface:

@@ -5,7 +5,7 @@ depth makes the other pictures look alike, and takes the network's word where th
 
     depth of the network ─► range, prior ─┐
     pictures of all views ─► ZNCC costs ──┴─► semi-global surface ─► checked against the other views
-         (small pictures, all depths)                                      │ not denied       │ denied
+         (small pictures, all depths)                                      │ confirmed        │ else
                                                                            ▼                  ▼
     (larger pictures, depths near by) ◄──────────────────────── depth of the sweep, or the network's bent to meet it
 
@@ -37,9 +37,7 @@ class StereoConfig:
         window: Side of the windows compared, pixels (odd).
         reach: All depths from the nearest predicted one divided by this to the farthest times this are tried.
         prior: Price of leaving the predicted depth by a factor of 1.5 or more; a mismatch costs 1.
-        worst_match: Costs above count as no measurement; 1 takes all.
-        predicted_wins: Where no other view confirms a measurement (plain walls, places one view alone sees) the
-            predicted depth, bent to meet what is around, is taken; else only where other views deny it.
+        worst_match: Costs above count as no measurement: windows that have nothing in common, or nothing to show.
         small_step, large_step: Price of a step of the surface to the next hypothesis, and of a jump.
         tolerance: Relative difference of depth up to which two views confirm each other, or
         slack: the same in pixels of parallax on the coarse pictures, where that is more.
@@ -51,8 +49,7 @@ class StereoConfig:
     window: int = 7
     reach: float = 2.0
     prior: float = 0.08
-    worst_match: float = 1.0
-    predicted_wins: bool = False
+    worst_match: float = 0.85
     small_step: float = 0.08
     large_step: float = 0.5
     tolerance: float = 0.01
@@ -61,7 +58,7 @@ class StereoConfig:
     @staticmethod
     def for_good_depth() -> "StereoConfig":
         """For predicted depth that is right to 10 % or so: what the pictures cannot tell is left as it is."""
-        return StereoConfig(prior=0.5, worst_match=0.7, predicted_wins=True)
+        return StereoConfig(prior=0.5, worst_match=0.7)
 
 
 # Hypotheses of inverse depth: about one pixel of parallax apart, within these numbers.
@@ -71,8 +68,6 @@ _FINE, _FINE_REACH = 9, 1.5
 _PRIOR_LOG = 0.4
 # Price of leaving the depth found on the coarse pictures by as much as is tried.
 _STAY = 0.02
-# Cost from which on windows have nothing in common, or nothing to show: agreement there is that of the smoothing.
-_TELLS = 0.95
 # Views whose depth is held against each other.
 _PARTNERS = 12
 # Cost where no source shows the place; a match by chance costs about as much.
@@ -139,19 +134,18 @@ def refine_depth(
     start = resized_depth(predicted, level.size)
     offsets = _hypotheses(start, level, config)
     measured, cost = _sweep(level, torch.zeros_like(start), offsets, config, prior=start)
-    # 2. What no other view denies; between it, the predicted depth bent to meet it.
+    # 2. What another view confirms; between it, the predicted depth bent to meet it.
     step = float(offsets[1] - offsets[0])
     partners = matching_views(cameras, typical, cameras, _PARTNERS, list(range(len(images))), least_score=0.0)
-    confirmed, denied = _checked(measured, cost, level, partners, config, 2 * config.tolerance, config.slack * step)
+    confirmed = _checked(measured, cost, level, partners, config, 2 * config.tolerance, config.slack * step)
     found = bent_to_meet(start, measured, confirmed)
     # 3. Depths near by, on larger pictures.
     level = _Level.of(images, cameras, sources, source_cameras, matched, config.fine_px)
     found = resized_depth(found, level.size)
     near_by = torch.linspace(-_FINE_REACH, _FINE_REACH, _FINE) * step
     measured, cost = _sweep(level, 1 / found, near_by, replace(config, small_step=config.small_step / 2), prior=None)
-    confirmed, denied = _checked(measured, cost, level, partners, config, config.tolerance, config.slack * step)
-    taken = confirmed if config.predicted_wins else ~denied
-    found = bent_to_meet(resized_depth(predicted, level.size), measured, taken)
+    confirmed = _checked(measured, cost, level, partners, config, config.tolerance, config.slack * step)
+    found = bent_to_meet(resized_depth(predicted, level.size), measured, confirmed)
     # 4. At the size of the maps.
     confirmed = F.interpolate(confirmed[:, None].float(), size, mode="nearest-exact")[:, 0] > 0
     return RefinedDepth(resized_depth(found, size).to(depth), confirmed.to(device), matched)
@@ -284,9 +278,8 @@ def _checked(
     config: StereoConfig,
     tolerance: float,
     slack: float,
-) -> tuple[Bool[Tensor, "V H W"], Bool[Tensor, "V H W"]]:
-    """Pixels that another view agrees with, and pixels that more views deny than confirm (or that nothing measured)."""
+) -> Bool[Tensor, "V H W"]:
+    """Pixels that were measured and that at least as many views agree with as see through."""
     agreeing, against = agreement(measured, level.cameras, partners, tolerance, slack)
     matched = torch.tensor([bool(sources) for sources in level.matched])[:, None, None]
-    denied = (against > agreeing) | (cost > config.worst_match) | ~matched
-    return (agreeing >= 1) & ~denied & (cost < _TELLS), denied
+    return (agreeing >= 1) & (against <= agreeing) & (cost < config.worst_match) & matched

@@ -1,0 +1,72 @@
+"""Given cameras without sparse points: keypoints that the pictures share stand in for them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from da3gs.data.synthetic import make_sample
+from da3gs.geometry.cameras import Cameras
+from da3gs.images import prepare_views
+from da3gs.pipeline import ReconstructConfig, reconstruct
+from da3gs.pipeline.keypoint_points import keypoint_points
+
+CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, refine_depth=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return make_sample(5, 5, 364, 252, style="kitchen", difficulty=0.2, motion="orbit", min_covisibility=0.6)
+
+
+def _points(sample, cameras=None):
+    views = prepare_views(sample.images, sample.cameras if cameras is None else cameras, size_px=196)
+    width, height = views.size
+    depth = torch.nn.functional.interpolate(sample.depth[:, None], (height, width), mode="nearest-exact")[:, 0]
+    return keypoint_points(list(sample.images), views, views.cameras, depth.clamp(min=0.1))
+
+
+def test_points_lie_on_the_surfaces(sample):
+    points = _points(sample)
+    assert len(points) == 5 and sum(map(len, points)) > 500
+    errors = []
+    for view, seen in enumerate(points):
+        uv, z = (values[0] for values in sample.cameras[view].project(seen))
+        column, row = uv.floor().long().unbind(-1)
+        inside = (column >= 0) & (column < 364) & (row >= 0) & (row < 252)
+        assert float(inside.float().mean()) > 0.99 and bool((z > 0).all())
+        errors.append((z[inside] / sample.depth[view][row[inside], column[inside]]).log().abs())
+    error = torch.cat(errors)
+    assert float(error.median()) < 0.015 and float((error < 0.1).float().mean()) > 0.85
+
+
+def test_there_are_none_without_a_baseline_and_none_without_texture(sample):
+    still = sample.cameras.with_poses(sample.cameras.cam_from_world[:1].expand(5, 4, 4).clone())
+    assert [len(seen) for seen in _points(sample, still)] == [0] * 5
+    plain = replace(sample, images=torch.full_like(sample.images, 0.5))
+    assert [len(seen) for seen in _points(plain)] == [0] * 5
+
+
+def test_depth_of_given_cameras_is_bent_by_them_unless_unwanted(sample):
+    scenes = {
+        wish: reconstruct(list(sample.images), sample.cameras, "da3-tiny", replace(CONFIG, keypoints=wish))
+        for wish in (True, False)
+    }
+    errors = {}
+    for wish, scene in scenes.items():
+        width, height = scene.cameras.size
+        truth = torch.nn.functional.interpolate(sample.depth[:, None], (height, width), mode="nearest-exact")[:, 0]
+        errors[wish] = float((scene.depth / truth).log().abs()[truth > 0].median())
+    assert errors[True] < 0.6 * errors[False]
+    facts = scenes[True].report["depth_scale"]
+    assert facts["source"] == "keypoints that the pictures share" and facts["points"] > 500
+    assert "depth_scale" not in scenes[False].report
+    assert torch.equal(scenes[True].cameras.cam_from_world, sample.cameras.cam_from_world.to(torch.float32))
+
+
+def test_cameras_of_other_views_leave_few_points(sample):
+    """Wrong keypoints hardly ever choose each other, lie near the line, and meet."""
+    shuffled = Cameras(
+        sample.cameras.cam_from_world[[3, 0, 4, 1, 2]], sample.cameras.K, sample.cameras.width, sample.cameras.height
+    )
+    assert sum(map(len, _points(sample, shuffled))) < 0.35 * sum(map(len, _points(sample)))
