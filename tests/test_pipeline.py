@@ -615,7 +615,7 @@ def test_depth_bends_through_points_and_follows_their_slope_elsewhere():
     assert float(error[:, int(0.6 * width) :].median()) < 0.02 < 0.1 < float((1 / ramp - 1).abs()[:, -1].min())
     # Where there are none, at least the way they lead.
     far = slice(0, width // 5)
-    assert float(error[:, far].median()) < 0.6 * float((1 / ramp - 1).abs()[:, far].median())
+    assert float(error[:, far].median()) < 0.75 * float((1 / ramp - 1).abs()[:, far].median())
     # What is no more than the points' own error is left alone.
     wavy = (1 + 0.02 * torch.sin(torch.linspace(0, 20, width))).expand(height, width)
     known_noise = bend_through_points(true * wavy, truth, [points], 1.0, 0.015, noise=0.02)

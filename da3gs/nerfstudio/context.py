@@ -10,7 +10,7 @@ Letters: V context views, H W pixels of the processed images, N selected Gaussia
 import hashlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,9 @@ from da3gs.images import Views, prepare_views
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pixels
+from da3gs.pipeline.depth_scale import through_keypoints
 from da3gs.pipeline.fitting import released_head
+from da3gs.pipeline.keypoint_points import keypoint_points
 from da3gs.pipeline.surface import Surface, enlarged, placed, predicted_surface, refined, stereo_config
 from da3gs.rendering import RenderConfig
 from da3gs.stereo import StereoConfig, matching_views
@@ -131,7 +133,7 @@ def feed_forward(
 
     Args:
         size_px: Longest side of the pictures splats are placed from; networks made for less see them smaller.
-        refine_depth: Let the pictures refine the depth between the given cameras.
+        refine_depth: Let keypoints and the pictures refine the depth between the given cameras.
 
     Raises:
         InputError: Nothing is left, or the model places no Gaussians.
@@ -148,6 +150,10 @@ def feed_forward(
         if large.size != surface.views.size and _same_frame(large, surface.views):
             surface = enlarged(surface, large.to(surface.depth.device))
     if refine_depth and not released:
+        points = keypoint_points(context.images, prediction.views, prediction.cameras, prediction.depth)
+        bent = through_keypoints(surface.depth, surface.cameras, points)
+        if bent is not surface.depth:
+            surface = replace(surface, depth=bent, gaussians=None)
         surface = _refined(surface, context, stereo_config(model.config.name))
     if surface.gaussians is None:
         # A residual head corrects the depth the network predicts.

@@ -29,8 +29,8 @@ logger = logging.getLogger(__name__)
 FEWEST_POINTS = 30
 # Keypoints of two views are placed by a pixel or so, where structure from motion has whole tracks: more of them are
 # asked for, and their own error (of the logarithm of depth) is taken off what they want to bend.
-FEWEST_KEYPOINTS = 100
-KEYPOINT_NOISE = 0.03
+_FEWEST_KEYPOINTS = 100
+_KEYPOINT_NOISE = 0.03
 # Points belong to the cameras when at least this share of them projects into the images that are said to see them.
 _INSIDE = 0.5
 # Ratios that spread by more than this (robust standard deviation, relative) cast doubt on depth or cameras.
@@ -41,7 +41,7 @@ _PRIOR_POINTS = 0.5
 _BEND_GRID = 64
 # Points that say depth needs no factor of its own in a view, no slope across it, no slope along it; steepest slope of
 # the logarithm over half a picture; least spread that is believed.
-_SLOPE_PRIOR = (2.0, 16.0, 16.0)
+_SLOPE_PRIOR = (2.0, 8.0, 8.0)
 _SLOPE_ROUNDS = 8
 _STEEPEST = 0.7
 _EXACT = 1e-3
@@ -125,7 +125,7 @@ def with_point_scale(
     depth = prediction.depth
     assert isinstance(depth, Tensor) and prediction.cameras is not None
     found = scale_from_points(depth, prediction.cameras, points)
-    if origin is not None and not (found.usable and found.points >= FEWEST_KEYPOINTS):
+    if origin is not None and not (found.usable and found.points >= _FEWEST_KEYPOINTS):
         return prediction
     facts: dict[str, Any] = {
         "factor": found.factor if found.usable else 1.0,
@@ -151,7 +151,7 @@ def with_point_scale(
             f"predicted depth and the sparse points of the cameras agree only to {found.spread:.0%} after scaling: the "
             "model is weak on this scene, or cameras and images do not belong together"
         )
-    noise = 0.0 if origin is None else KEYPOINT_NOISE
+    noise = 0.0 if origin is None else _KEYPOINT_NOISE
     field = bend_through_points(depth, prediction.cameras, points, found.factor, found.spread, noise=noise)
     facts["bend"] = float((field / found.factor).log().abs().median().exp() - 1)
     report.chose(
@@ -170,6 +170,16 @@ def with_point_scale(
         # The one note there is without an observable scale says that there is none.
         notes=prediction.notes if observable else (),
     )
+
+
+def through_keypoints(
+    depth: Float[Tensor, "V H W"], cameras: Cameras, points: Sequence[Float[Tensor, "_m 3"]]
+) -> Float[Tensor, "V H W"]:
+    """Depth scaled and bent to meet `keypoint_points`; as it was where they are too few."""
+    found = scale_from_points(depth, cameras, points)
+    if not found.usable or found.points < _FEWEST_KEYPOINTS:
+        return depth
+    return depth * bend_through_points(depth, cameras, points, found.factor, found.spread, noise=_KEYPOINT_NOISE)
 
 
 def _moved_gaussians(

@@ -66,6 +66,9 @@ _FEWEST, _MOST = 32, 96
 # Around the depth found: this many, over this many coarse steps to either side.
 _FINE, _FINE_REACH = 9, 1.5
 _PRIOR_LOG = 0.4
+# Islands: at most this share of the picture; a jump in steps; subdivisions of a step.
+_ISLAND = 0.002
+_JUMP, _PER_STEP = 1, 16
 # Price of leaving the depth found on the coarse pictures by as much as is tried.
 _STAY = 0.02
 # Views whose depth is held against each other.
@@ -137,14 +140,14 @@ def refine_depth(
     # 2. What another view confirms; between it, the predicted depth bent to meet it.
     step = float(offsets[1] - offsets[0])
     partners = matching_views(cameras, typical, cameras, _PARTNERS, list(range(len(images))), least_score=0.0)
-    confirmed = _checked(measured, cost, level, partners, config, 2 * config.tolerance, config.slack * step)
+    confirmed = _checked(measured, cost, level, partners, config, 2 * config.tolerance, step)
     found = bent_to_meet(start, measured, confirmed)
     # 3. Depths near by, on larger pictures.
     level = _Level.of(images, cameras, sources, source_cameras, matched, config.fine_px)
     found = resized_depth(found, level.size)
     near_by = torch.linspace(-_FINE_REACH, _FINE_REACH, _FINE) * step
     measured, cost = _sweep(level, 1 / found, near_by, replace(config, small_step=config.small_step / 2), prior=None)
-    confirmed = _checked(measured, cost, level, partners, config, config.tolerance, config.slack * step)
+    confirmed = _checked(measured, cost, level, partners, config, config.tolerance, step)
     found = bent_to_meet(resized_depth(predicted, level.size), measured, confirmed)
     # 4. At the size of the maps.
     confirmed = F.interpolate(confirmed[:, None].float(), size, mode="nearest-exact")[:, 0] > 0
@@ -277,9 +280,28 @@ def _checked(
     partners: list[list[int]],
     config: StereoConfig,
     tolerance: float,
-    slack: float,
+    step: float,
 ) -> Bool[Tensor, "V H W"]:
-    """Pixels that were measured and that at least as many views agree with as see through."""
-    agreeing, against = agreement(measured, level.cameras, partners, tolerance, slack)
+    """Pixels that were measured, that at least as many views agree with as see through, and that are not alone."""
+    agreeing, against = agreement(measured, level.cameras, partners, tolerance, config.slack * step)
     matched = torch.tensor([bool(sources) for sources in level.matched])[:, None, None]
-    return (agreeing >= 1) & (against <= agreeing) & (cost < config.worst_match) & matched
+    confirmed = (agreeing >= 1) & (against <= agreeing) & (cost < config.worst_match) & matched
+    return confirmed & ~_islands(1 / measured / step, confirmed)
+
+
+def _islands(disparity: Float[Tensor, "V H W"], known: Bool[Tensor, "V H W"]) -> Bool[Tensor, "V H W"]:
+    """Small patches that jump against all that is around them, as matches by chance do.
+
+    Args:
+        disparity: Inverse depth in steps of the sweep.
+    """
+    import cv2
+
+    _, height, width = disparity.shape
+    largest = int(_ISLAND * height * width)
+    alone = []
+    for values, sure in zip(disparity, known, strict=True):
+        quantised = torch.where(sure, (values * _PER_STEP).round().clamp(0, 2**15 - 2), -1.0).to(torch.int16).numpy()
+        kept = cv2.filterSpeckles(quantised.copy(), -1, largest, _PER_STEP * _JUMP)[0]
+        alone.append(torch.from_numpy(kept < 0))
+    return torch.stack(alone)

@@ -19,7 +19,7 @@ from da3gs.data.synthetic import HELD_OUT_STYLES, TRAIN_STYLES, make_sample
 from da3gs.errors import InputError
 from da3gs.images import prepare_views
 from da3gs.model.da3_model import load_model
-from da3gs.pipeline.depth_scale import FEWEST_KEYPOINTS, KEYPOINT_NOISE, bend_through_points, scale_from_points
+from da3gs.pipeline.depth_scale import through_keypoints
 from da3gs.pipeline.keypoint_points import keypoint_points
 from da3gs.stereo import StereoConfig, refine_depth
 
@@ -48,17 +48,6 @@ def spoilt(depth, strength: float, seed: int):
     return depth * (strength * F.interpolate(noise, depth.shape[-2:], mode="bicubic")[:, 0]).exp()
 
 
-def through_keypoints(sample, views, depth):
-    """As `reconstruct` does between given cameras."""
-    points = keypoint_points(list(sample.images), views, sample.cameras, depth)
-    found = scale_from_points(depth, sample.cameras, points)
-    if not found.usable or found.points < FEWEST_KEYPOINTS:
-        return depth
-    return depth * bend_through_points(
-        depth, sample.cameras, points, found.factor, found.spread, noise=KEYPOINT_NOISE
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=24)
@@ -85,7 +74,8 @@ def main() -> None:
         views = prepare_views(sample.images, sample.cameras, size_px=options.size)
         for name, start in starts.items():
             began = time.perf_counter()
-            bent = through_keypoints(sample, views, start)
+            points = keypoint_points(list(sample.images), views, sample.cameras, start)
+            bent = through_keypoints(start, sample.cameras, points)
             for kind, config in configs.items():
                 result = refine_depth(sample.images, bent, sample.cameras, config=config)
                 stages = [(depth / truth).log().abs()[known] for depth in (start, bent, result.depth)]

@@ -13,6 +13,7 @@ from da3gs.geometry.similarity import Similarity
 from da3gs.stereo import StereoConfig, refine_depth, surer_where_confirmed
 from da3gs.stereo.agreement import agreement, bent_to_meet
 from da3gs.stereo.matching_views import matching_views
+from da3gs.stereo.refine import _islands
 
 
 @pytest.fixture(scope="module")
@@ -200,3 +201,14 @@ def test_confirmed_is_as_sure_as_the_surest():
     confirmed = torch.tensor([[[True, False, False]]])
     assert surer_where_confirmed(confidence, confirmed).flatten().tolist() == [3.0, 1.5, 3.0]
     assert surer_where_confirmed(None, confirmed).flatten().tolist() == [2.0, 1.0, 1.0]
+
+
+def test_small_patches_that_jump_are_no_measurement():
+    disparity = torch.linspace(10, 30, 160).expand(1, 120, 160).clone()  # a slanted plane
+    disparity[0, 20:26, 20:26] += 4  # a match by chance
+    disparity[0, 60:100, 60:120] += 4  # a box
+    known = torch.ones(1, 120, 160, dtype=torch.bool)
+    known[0, 110:] = False
+    expected = ~known
+    expected[0, 20:26, 20:26] = True
+    assert torch.equal(_islands(disparity, known), expected)
