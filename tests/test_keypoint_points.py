@@ -8,10 +8,12 @@ import torch
 from da3gs.data.synthetic import make_sample
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import prepare_views
+from da3gs.model.da3_model import load_model
 from da3gs.pipeline import ReconstructConfig, reconstruct
+from da3gs.pipeline.depth_scale import through_keypoints
 from da3gs.pipeline.keypoint_points import keypoint_points
 
-CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, refine_depth=False, device="cpu")
+CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -47,21 +49,27 @@ def test_there_are_none_without_a_baseline_and_none_without_texture(sample):
     assert [len(seen) for seen in _points(plain)] == [0] * 5
 
 
-def test_depth_of_given_cameras_is_bent_by_them_unless_unwanted(sample):
-    scenes = {
-        wish: reconstruct(list(sample.images), sample.cameras, "da3-tiny", replace(CONFIG, keypoints=wish))
-        for wish in (True, False)
-    }
-    errors = {}
-    for wish, scene in scenes.items():
-        width, height = scene.cameras.size
-        truth = torch.nn.functional.interpolate(sample.depth[:, None], (height, width), mode="nearest-exact")[:, 0]
-        errors[wish] = float((scene.depth / truth).log().abs()[truth > 0].median())
-    assert errors[True] < 0.6 * errors[False]
-    facts = scenes[True].report["depth_scale"]
-    assert facts["source"] == "keypoints that the pictures share" and facts["points"] > 500
-    assert "depth_scale" not in scenes[False].report
-    assert torch.equal(scenes[True].cameras.cam_from_world, sample.cameras.cam_from_world.to(torch.float32))
+def test_depth_bends_through_them(sample):
+    found = load_model("da3-tiny", device="cpu").predict(
+        list(sample.images), sample.cameras, gaussians=False, refine_scale=True
+    )
+    points = keypoint_points(list(sample.images), found.views, found.cameras, found.depth)
+    bent = through_keypoints(found.depth, found.cameras, points)
+    truth = torch.nn.functional.interpolate(sample.depth[:, None], bent.shape[-2:], mode="nearest-exact")[:, 0]
+    before, after = (float((depth / truth).log().abs()[truth > 0].median()) for depth in (found.depth, bent))
+    assert after < 0.6 * before
+    assert through_keypoints(found.depth, found.cameras, [seen[:10] for seen in points]) is found.depth
+
+
+def test_they_are_part_of_refining_and_can_be_left_out(sample):
+    def facts(**changes):
+        scene = reconstruct(list(sample.images), sample.cameras, "da3-tiny", replace(CONFIG, **changes))
+        return scene.report.get("depth_scale")
+
+    found = facts()
+    assert found["source"] == "keypoints that the pictures share" and found["points"] > 500
+    assert facts(keypoints=False) is None
+    assert facts(refine_depth=False) is None
 
 
 def test_cameras_of_other_views_leave_few_points(sample):

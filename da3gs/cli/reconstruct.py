@@ -112,12 +112,12 @@ class ReconstructCommand:
     no_pose_check: bool = False
     """Do not compare given poses with a second prediction that does not know them (saves its time)."""
 
-    no_keypoints: bool = False
-    """With given poses and no sparse points, do not triangulate keypoints to set the scale of depth and bend it."""
-
     no_refine_depth: bool = False
     """With known cameras, keep the network's depth instead of letting the pictures refine it (a named or released
     Gaussian head always does)."""
+
+    no_keypoints: bool = False
+    """Refine it without first triangulating keypoints that the pictures share, which set its scale and bend it."""
 
     memory: Literal["adapt", "refuse", "ignore"] = "adapt"
     """When memory is short: lower resolution and views, stop with advice, or try anyway."""
@@ -198,8 +198,8 @@ class ReconstructCommand:
             depth=self.depth,
             camera_source=self.camera_source,
             check_poses=not self.no_pose_check,
-            keypoints=not self.no_keypoints,
             refine_depth=not self.no_refine_depth,
+            keypoints=not self.no_keypoints,
             filters=FilterConfig(
                 confidence=self.min_confidence,
                 sky=not self.keep_sky,

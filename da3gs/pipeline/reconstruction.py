@@ -66,11 +66,11 @@ class ReconstructConfig:
             they were given). "auto": matches if the network can, else the head.
         reference_view: How the network picks its reference view.
         refine_scale: With given poses, choose the scale of depth by how well the pictures agree.
-        keypoints: With given poses and no sparse points, triangulate keypoints that the pictures share: they set the
-            scale of depth and bend it.
         refine_depth: With known cameras (given, or found by structure from motion), let the pictures refine depth: a
             plane sweep around the predicted one. Not with a released or named Gaussian head: those were trained on the
             network's own.
+        keypoints: Before that, where no sparse points came with the cameras, triangulate keypoints that the pictures
+            share: they set the scale of depth and bend it.
         check_poses: Compare given poses with a second prediction that does not know them, and name likely mistakes.
         filters: What is dropped.
         max_gaussians: Keep at most this many, by their contribution to the pictures; None keeps all.
@@ -89,8 +89,8 @@ class ReconstructConfig:
     camera_source: Literal["auto", "head", "rays", "matches"] = "auto"
     reference_view: str = "saddle_balanced"
     refine_scale: bool = True
-    keypoints: bool = True
     refine_depth: bool = True
+    keypoints: bool = True
     check_poses: bool = True
     filters: FilterConfig = field(default_factory=FilterConfig)
     max_gaussians: int | None = None
@@ -244,8 +244,13 @@ def _predicted(
         found = prediction.photometric
         why = f"there the pictures agree best (mean difference {found.cost_before:.4f} -> {found.cost_after:.4f})"
         report.chose("scale of the depth by the pictures", found.factor, why)
-    if not measured and source.posed:
-        prediction = _at_points(prediction, source, config, stages, report)
+    own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
+    refine = config.refine_depth and source.posed and len(source) > 1 and not own_head and not measured
+    if source.points is not None and source.posed and not measured:
+        prediction = with_point_scale(prediction, source.points, report)
+    elif refine and config.keypoints:
+        with stages("matching keypoints"):
+            prediction = _at_keypoints(prediction, source, report)
     for note in prediction.notes:
         report.warn(note, logged=True)
     views = replace(prediction.views, names=source.names)
@@ -270,8 +275,6 @@ def _predicted(
     if measured:
         return with_measured_depth(source, views, prediction, report)
     surface = predicted_surface(replace(prediction, views=views))
-    own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
-    refine = config.refine_depth and source.posed and len(source) > 1 and not own_head
     if splat_size_px is None and not refine:
         assert surface.gaussians is not None
         return surface
@@ -287,18 +290,13 @@ def _predicted(
         return placed(surface, head=surface.confirmed is None)
 
 
-def _at_points(
-    prediction: ScenePrediction, source: Source, config: ReconstructConfig, stages: Stages, report: Report
-) -> ScenePrediction:
-    """Depth through the sparse points that came with the cameras, else through keypoints that the pictures share."""
-    if source.points is not None:
-        return with_point_scale(prediction, source.points, report)
+def _at_keypoints(prediction: ScenePrediction, source: Source, report: Report) -> ScenePrediction:
+    """Depth through keypoints that the pictures share."""
     # Single-view models know no unit that cameras could give.
-    if not config.keypoints or prediction.alignment is None or prediction.cameras is None:
+    if prediction.alignment is None or prediction.cameras is None:
         return prediction
-    with stages("matching keypoints"):
-        points = keypoint_points(source.images, prediction.views, prediction.cameras, prediction.depth)
-        return with_point_scale(prediction, points, report, origin="keypoints that the pictures share")
+    points = keypoint_points(source.images, prediction.views, prediction.cameras, prediction.depth)
+    return with_point_scale(prediction, points, report, origin="keypoints that the pictures share")
 
 
 def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Surface:
