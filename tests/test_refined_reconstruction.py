@@ -11,7 +11,7 @@ from da3gs.images import uint8_from_tensor
 from da3gs.metrics.poses import pose_metrics
 from da3gs.metrics.shape import depth_metrics
 from da3gs.model.da3_model import load_model
-from da3gs.pipeline import ReconstructConfig, reconstruct
+from da3gs.pipeline import ReconstructConfig, reconstruct, reinterpret_poses
 
 # The sweep alone, without the help of keypoints.
 CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, keypoints=False, device="cpu")
@@ -122,3 +122,24 @@ def test_pictures_that_exif_turns_make_the_same_scene(tmp_path):
         scene = reconstruct(images, config=config)
         torch.testing.assert_close(scene.depth, expected.depth)
         torch.testing.assert_close(scene.cameras.cam_from_world, expected.cameras.cam_from_world)
+
+
+@pytest.mark.parametrize("mistake", [None, "opengl", "c2w"])
+def test_the_bundled_model_tells_right_poses_from_misread_ones(mistake):
+    sample = make_sample(9_300_006, 4, 280, 196, difficulty=0.3, motion="orbit")
+    given = sample.cameras if mistake is None else reinterpret_poses(sample.cameras, mistake)
+    config = ReconstructConfig(size_px=196, splat_size_px=196, refine_depth=False, device="cpu")
+    scene = reconstruct(list(sample.images), given, "da3-tiny", config)
+    check = scene.report["poses"]["check_without_poses"]
+    assert check["median_rotation_error_deg"][mistake or "as-read"] < 2
+    assert check["likely_mistake"] == ([] if mistake is None else [mistake])
+    told = [warning for warning in scene.report["warnings"] if "given poses" in warning]
+    assert [f"--poses-are {mistake}" in warning for warning in told] == ([] if mistake is None else [True])
+
+
+def test_pictures_with_nothing_in_common_have_no_say_on_poses(views):
+    foreign = [make_sample(seed, 1, 182, 126, difficulty=0.4).images[0] for seed in (9_400_005, 9_400_006, 9_400_007)]
+    config = replace(CONFIG, check_poses=True, refine_depth=False)
+    scene = reconstruct(foreign, views.cameras[[0, 2, 4]], "da3-tiny", config)
+    assert "too little in common" in scene.report["poses"]["not_checked"]
+    assert "check_without_poses" not in scene.report["poses"]

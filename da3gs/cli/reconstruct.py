@@ -326,4 +326,6 @@ def _pose_text(poses: dict[str, Any]) -> str:
     check = poses.get("check_without_poses")
     if check is not None and check["median_rotation_error_deg"]:
         parts.append(f"without knowing them rotations by {check['median_rotation_error_deg']['as-read']:.1f} deg")
+    if "not_checked" in poses:
+        parts.append(f"not checked: {poses['not_checked']}")
     return ", ".join(parts)

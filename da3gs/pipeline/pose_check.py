@@ -7,6 +7,7 @@ Letters: V views, P pairs.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from da3gs.data.view_choice import evenly_spread
 from da3gs.errors import InputError
 from da3gs.geometry.alignment import align_cameras
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import OPENCV_FROM_OPENGL, rigid_inverse
 from da3gs.geometry.rotations import rotation_angle
+from da3gs.images import ImageLike, prepare_views
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.report import Report
@@ -29,6 +32,8 @@ SUSPICIOUS_DEG = 15.0
 _CLEARLY_BETTER = 0.5
 # Candidates this close to the best one cannot be told apart by rotations; the camera centres may then decide.
 _TIE_DEG = 2.0
+# With cameras from matches so many views are asked (the work grows with the square), at this size.
+_WITNESSES, _WITNESS_PX = 6, 798
 # Relative rotations smaller than this tell nothing about conventions.
 _TURNS_DEG = 4.0
 # Principal points this far from the middle (relative to the image) belong to another image size.
@@ -213,24 +218,44 @@ def _intrinsics_warning(given: Cameras, focal_ratio: float) -> str | None:
 def check_against_prediction(
     model: DA3Model,
     prediction: ScenePrediction,
+    images: Sequence[ImageLike],
     report: Report,
     *,
     camera_source: str,
     reference_view: str,
     seed: int,
 ) -> None:
-    """`check_poses` of given cameras against a second prediction of the same pictures, into the report."""
-    images = prediction.views.images
+    """`check_poses` of given cameras against a second prediction of the same pictures, into the report.
+
+    With ``camera_source == "matches"`` a few views are asked, from larger pictures, and those that nothing ties to the
+    others have no say.
+
+    Args:
+        prediction: With the given cameras in force.
+        images: What its views were made from, not turned by EXIF.
+    """
+    asked = list(range(len(images)))
+    pictures = prediction.views.images
+    if camera_source == "matches":
+        asked = evenly_spread(len(images), _WITNESSES)
+        pictures = prepare_views([images[view] for view in asked], size_px=_WITNESS_PX, exif_orientation=False).images
     witness = model.predict(
-        images,
+        pictures,
         None,
-        size_px=max(images.shape[-2:]),
+        size_px=max(prediction.views.size),
         camera_source=camera_source,
         reference_view=reference_view,
         gaussians=False,
         seed=seed,
     )
-    found = check_poses(witness.cameras, prediction.cameras)
+    predicted = witness.cameras
+    if camera_source == "matches":
+        tied = [] if witness.matched is None else witness.matched.sure.nonzero()[:, 0].tolist()
+        if not tied:
+            report.content["poses"]["not_checked"] = "the pictures have too little in common to tell cameras by"
+            return
+        predicted, asked = predicted[tied], [asked[view] for view in tied]
+    found = check_poses(predicted, prediction.cameras[asked])
     report.content["poses"]["check_without_poses"] = found.to_dict()
     for warning in found.warnings:
         report.warn(warning)

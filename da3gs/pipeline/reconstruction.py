@@ -267,8 +267,9 @@ def _predicted(
             check_against_prediction(
                 loaded,
                 prediction,
+                source.images,
                 report,
-                camera_source="rays" if camera_source == "rays" else "head",
+                camera_source="rays" if camera_source == "rays" else loaded.camera_source(len(source)),
                 reference_view=config.reference_view,
                 seed=config.seed,
             )
