@@ -1,7 +1,8 @@
 """The scale of predicted depth, from sparse points that stand in the frame of the cameras.
 
-Camera positions alone fix the scale of a prediction only as well as the network places its own cameras. Where structure
-from motion has left 3D points, each tells the true depth of one pixel: the median of true over predicted is the factor.
+Camera positions alone fix the scale of a prediction only as well as the network places its own cameras. Each 3D point
+that structure from motion has left, or that keypoints of two pictures make, tells the true depth of one pixel: the
+median of true over predicted is the factor, and what is left of the ratios bends depth smoothly.
 
 Letters: V views, H W pixels, M points.
 """

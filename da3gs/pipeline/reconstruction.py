@@ -115,7 +115,8 @@ def reconstruct(
     """Gaussians, cameras and depth of one static scene, in one frame and one unit. Writes no files.
 
     Given poses are obeyed: the scene is in their frame and scale; depth takes that from the sparse points of structure
-    from motion or COLMAP where there are enough, else from the camera positions. Without poses the scene is upright (y
+    from motion or COLMAP, else from keypoints that the pictures share, where there are enough, else from the camera
+    positions. Without poses the scene is upright (y
     down along the mean gravity of the pictures), centred on the median point, and scaled so that the median distance
     from a camera to its points is 1; a metric model's metres are kept. All of it stands in ``scene.report``.
 
