@@ -143,3 +143,13 @@ def test_pictures_with_nothing_in_common_have_no_say_on_poses(views):
     scene = reconstruct(foreign, views.cameras[[0, 2, 4]], "da3-tiny", config)
     assert "too little in common" in scene.report["poses"]["not_checked"]
     assert "check_without_poses" not in scene.report["poses"]
+
+
+def test_poses_are_checked_where_sizes_round_differently_on_the_way():
+    """2000 x 1067 px becomes 196 x 112, but 196 x 98 by way of 798 px."""
+    sample = make_sample(9_300_006, 3, 1000, 536, difficulty=0.3, motion="orbit")
+    large = torch.nn.functional.interpolate(sample.images, (1067, 2000), mode="bilinear")
+    config = ReconstructConfig(size_px=196, splat_size_px=196, refine_depth=False, device="cpu")
+    scene = reconstruct(list(large), sample.cameras.scaled(width=2000, height=1067), "da3-tiny", config)
+    assert scene.cameras.size == (196, 112)
+    assert scene.report["poses"]["check_without_poses"]["median_rotation_error_deg"]["as-read"] < 1

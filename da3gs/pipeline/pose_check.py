@@ -238,7 +238,8 @@ def check_against_prediction(
     pictures = prediction.views.images
     if camera_source == "matches":
         asked = evenly_spread(len(images), _WITNESSES)
-        pictures = prepare_views([images[view] for view in asked], size_px=_WITNESS_PX, exif_orientation=False).images
+        larger = min(_WITNESS_PX, int(prediction.views.original_size.max()))
+        pictures = prepare_views([images[view] for view in asked], size_px=larger, exif_orientation=False).images
     witness = model.predict(
         pictures,
         None,
@@ -254,7 +255,9 @@ def check_against_prediction(
         if not tied:
             report.content["poses"]["not_checked"] = "the pictures have too little in common to tell cameras by"
             return
-        predicted, asked = predicted[tied], [asked[view] for view in tied]
+        # Rounded to patches from another size, a side may come out by one patch longer or shorter.
+        width, height = prediction.views.size
+        predicted, asked = predicted[tied].scaled(width=width, height=height), [asked[view] for view in tied]
     found = check_poses(predicted, prediction.cameras[asked])
     report.content["poses"]["check_without_poses"] = found.to_dict()
     for warning in found.warnings:
