@@ -22,7 +22,7 @@ pytestmark = pytest.mark.nerfstudio
 pytest.importorskip("nerfstudio")
 
 METHODS = ("da3gs", "da3gs-splat")
-STEPS = 25
+STEPS = 100  # for a network with random weights to get better at what it was not shown, and not by chance
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,7 @@ def test_training_starts_from_the_feed_forward_result_and_improves(method, runs,
     found = re.search(r"step 0, feed-forward: PSNR ([\d.]+) dB, SSIM ([\d.-]+) on 1 held-out images", printed)
     assert found, printed[-2000:]
     results, _ = evaluated[method]
-    assert results["psnr"] > float(found.group(1)) + 0.05
+    assert results["psnr"] > float(found.group(1)) + 0.3
     assert (folder / "dataparser_transforms.json").is_file()
     saved = torch.load(next((folder / "nerfstudio_models").glob("*.ckpt")), weights_only=True)
     assert saved["step"] == STEPS - 1
