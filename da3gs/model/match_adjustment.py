@@ -48,6 +48,12 @@ class Observations:
         names = ("i", "j", "x", "y", "depth", "sigma", "weight")
         return Observations(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
+    def halves(self) -> tuple["Observations", "Observations"]:
+        """The first half and the second, as matches of a pair are kept: from one side, then from the other."""
+        names, middle = ("i", "j", "x", "y", "depth", "sigma", "weight"), len(self) // 2
+        values = [getattr(self, name) for name in names]
+        return Observations(*(v[:middle] for v in values)), Observations(*(v[middle:] for v in values))
+
     def renumbered(self, views: Int64[Tensor, " V"]) -> "Observations":
         return replace(self, i=views[self.i], j=views[self.j])
 

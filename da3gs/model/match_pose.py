@@ -1,12 +1,12 @@
 """Cameras from matches between views, where predicted depth stands in for triangulated points.
 
-    pairs of views: matches ─► similarity between their clouds (sampled) ─► adjusted ─► score
-    best pairs first, a tree over all views ─► all poses ─► adjusted together
+    pairs of views: matches ─► relative poses (`pair_pose`)
+    best pairs first, a tree over all views ─► all poses ─► adjusted together ─► tracks ─► bundle adjustment
 
 Nothing here needs parallax: two views, views from one place and flat scenes have a solution, because depth is known up
 to its errors. With parallax the matches decide, see `match_adjustment`.
 
-Letters: V views, P patches, M matches of a pair, S samples.
+Letters: V views, P patches, M matches of a pair.
 """
 
 from collections.abc import Sequence
@@ -15,30 +15,20 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.conventions import rigid_inverse
-from da3gs.geometry.two_views import triangulate
+from da3gs.model.bundle_adjustment import Sightings, bundle_adjust, sightings_from_matches
 from da3gs.model.match_adjustment import Cameras64, Observations, adjust, agreement
 from da3gs.model.matching import Matches, PairAttention, PlacedKeypoints
+from da3gs.model.pair_pose import KEYPOINT_SIGMA_BELOW, SURE, Pair, relative_pose, strength
 from da3gs.model.presets import PATCH
 
 _PARTNERS = 8  # views that each view is compared with, at least
-_SAMPLES = 400  # of 4 matches, per pair
-_JUDGES = 200
-_TRIED = 3  # samples that are adjusted
-_LEAST_MATCHES = 8
-_PAIR_KERNELS = (1.2,)
-# A pair is sure when the matches that agree with its relative pose, times their share, are so many. Of pairs of
-# unrelated pictures one in 24 reached it (most 2 to 7); those with an error of some degrees have 20 and more.
-_SURE = 12.0
 _ROUNDS = 2
-_KEYPOINT_SIGMA_BELOW = 3.0  # px: patches are rougher
-# Standard deviations of logarithms: a focal length predicted by the network; the scale between two clouds.
-FOCAL_SIGMA = 0.2
-_CLOUD_SCALE_SIGMA = 0.3
-_CLOUD_DEPTH_SIGMA = 0.5
+_AGREEMENT = 0.5  # of matches that become tracks
+_FEW_KEYPOINTS = 8  # pairs with fewer are tied by their patches too
+FOCAL_SIGMA = 0.2  # of the logarithm of a focal length predicted by the network
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +40,7 @@ class MatchedCameras:
         scale: [V] what the depth of each view is to be multiplied by.
         sure: [V] views that enough matches tie to the largest group of views; of the others only a guess is known.
         matches: Number of matches in force.
-        points: Per view [m, 3] points triangulated from its keypoint matches, in the frame of the cameras.
+        points: Per view [m, 3] points that its keypoints and those of others agree on, in the frame of the cameras.
     """
 
     cameras: Cameras
@@ -58,22 +48,6 @@ class MatchedCameras:
     sure: Bool[Tensor, " V"]
     matches: int
     points: tuple[Float[Tensor, "_m 3"], ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Pair:
-    """Two views: `observed` from both sides, and the pose (R, t) of i in j's frame with its strength."""
-
-    i: int
-    j: int
-    observed: Observations
-    R: Tensor
-    t: Tensor
-    strength: float
-
-    @property
-    def sure(self) -> bool:
-        return self.strength >= _SURE
 
 
 @torch.no_grad()
@@ -109,11 +83,11 @@ def cameras_from_matches(
     # 1. Pairs that look at the same things, by their patches alone.
     candidates = _candidates(queries, keys, grid)
     # 2. Relative poses.
-    pairs: list[_Pair] = []
+    pairs: list[Pair] = []
     for i, j in candidates:
         attention = PairAttention(queries[[i, j]], keys[[i, j]], grid)
         matches = Matches.concatenate([attention.patches(), attention.keypoints(keypoints[i], keypoints[j])])
-        pair = _relative_pose(i, j, matches, depth, K, focal_sigma, generator)
+        pair = relative_pose(i, j, matches, depth, K, focal_sigma, generator)
         if pair is not None:
             pairs.append(pair)
     if not any(pair.sure for pair in pairs):
@@ -129,22 +103,30 @@ def cameras_from_matches(
     for _ in range(_ROUNDS):
         observed = Observations.concatenate([pair.observed for pair in used]).renumbered(index)
         found, _ = adjust(found, K[order], observed, focal_sigma=focal_sigma)
-        used = [pair for pair in pairs if _strength(found, K[order], pair.observed.renumbered(index)) >= _SURE]
+        used = [pair for pair in pairs if strength(found, K[order], pair.observed.renumbered(index)) >= SURE]
         if not used:
             return None
-    found = found[index]
+    # 5. And with points in place of predicted depth.
+    seen = _tracks(used, index, found, K[order])
+    bundle = bundle_adjust(found, K[order], seen, focal_sigma=focal_sigma)
+    good = bundle.well_placed & (seen.sigma < KEYPOINT_SIGMA_BELOW)
+    log_scale = bundle.cameras.log_scale.clone()
+    for view in range(views):
+        gaps = bundle.gaps[good & (seen.view == view)]
+        if len(gaps) >= _FEW_KEYPOINTS:
+            log_scale[view] += gaps.median()
+    found = bundle.cameras[index]
     sure = torch.zeros(views, dtype=torch.bool)
     sure[sorted(_largest_group(used, views))] = True
     K[:, [0, 1], [0, 1]] *= found.log_focal.exp()
     poses = torch.eye(4, dtype=torch.float64).repeat(views, 1, 1)
     poses[:, :3, :3], poses[:, :3, 3] = found.R, found.t
-    first = predicted.cam_from_world[0].cpu().double()
-    poses = poses @ rigid_inverse(poses[0]) @ first
-    exact = Cameras(poses, K, predicted.width, predicted.height)
-    cameras = exact.to(predicted.K)
-    scale = found.log_scale.exp().float().to(predicted.K.device)
-    points = _triangulated([pair.observed for pair in used], exact)
-    return MatchedCameras(cameras, scale, sure, len(observed) // 2, points)
+    to_first = rigid_inverse(predicted.cam_from_world[0].cpu().double()) @ poses[0]
+    sites = bundle.points @ to_first[:3, :3].T + to_first[:3, 3]
+    cameras = Cameras(poses @ rigid_inverse(to_first), K, predicted.width, predicted.height)
+    scale = log_scale[index].exp().float().to(predicted.K.device)
+    points = tuple(sites[seen.point[good & (seen.view == index[view])]].float() for view in range(views))
+    return MatchedCameras(cameras.to(predicted.K), scale, sure, len(observed) // 2, points)
 
 
 # ---------------------------------------------------------------- pairs
@@ -164,105 +146,10 @@ def _candidates(queries: Tensor, keys: Tensor, grid: tuple[int, int]) -> list[tu
     return sorted({(min(i, j), max(i, j)) for i, row in enumerate(chosen) for j in row})
 
 
-def _relative_pose(
-    i: int, j: int, matches: Matches, depth: Tensor, K: Tensor, focal_sigma: float, generator: torch.Generator
-) -> _Pair | None:
-    """The best of several sampled similarities, adjusted; None with too few matches."""
-    if len(matches) < _LEAST_MATCHES:
-        return None
-    x, y = matches.x_i.double(), matches.x_j.double()
-    sigma, weight = matches.sigma.double(), matches.weight.double()
-    depths = _depth_at(depth[i], x), _depth_at(depth[j], y)
-    first, second = torch.zeros(len(x), dtype=torch.long), torch.ones(len(x), dtype=torch.long)
-    observed = Observations.concatenate(
-        [
-            Observations(first, second, x, y, depths[0], sigma, weight),
-            Observations(second, first, y, x, depths[1], sigma, weight),
-        ]
-    )
-    best, lowest = None, torch.inf
-    for start in _sampled(x, y, depths, sigma, weight, K[[i, j]], generator):
-        found, cost = adjust(start, K[[i, j]], observed, focal_sigma=focal_sigma, kernels=_PAIR_KERNELS, iterations=10)
-        if cost < lowest:
-            best, lowest = found, cost
-    assert best is not None
-    R = best.R[1] @ best.R[0].T
-    t = best.t[1] - R @ best.t[0]
-    return _Pair(i, j, observed.renumbered(torch.tensor([i, j])), R, t, _strength(best, K[[i, j]], observed))
-
-
-def _strength(cameras: Cameras64, K: Tensor, observed: Observations) -> float:
-    """Number of matches that agree with the cameras, times their share."""
-    agreeing, all_of_them = observed.weight @ agreement(cameras, K, observed), observed.weight.sum()
-    return float(agreeing.square() / all_of_them) / 2  # every match is there twice
-
-
-def _sampled(
-    x: Tensor,
-    y: Tensor,
-    depths: tuple[Tensor, Tensor],
-    sigma: Tensor,
-    weight: Tensor,
-    K: Tensor,
-    generator: torch.Generator,
-) -> list[Cameras64]:
-    """The similarities through four matches that explain most of them."""
-    clouds = [_lifted(k, points, z) for k, points, z in zip(K, (x, y), depths, strict=True)]
-    picks = torch.multinomial((weight / sigma).expand(_SAMPLES, -1), 4, generator=generator)
-    scale, R, t = _similarities(clouds[0][picks], clouds[1][picks])
-    # A few hundred matches tell which samples are good.
-    judges = torch.arange(0, len(x), max(1, len(x) // _JUDGES))
-    y, sigma, weight = y[judges], sigma[judges], weight[judges]
-    turned = scale[:, None, None] * (clouds[0][judges] @ R.transpose(1, 2))
-    landed = turned + t[:, None]
-    z = landed[..., 2:].clamp(min=1e-6)
-    focal, centre = K[1, [0, 1], [0, 1]], K[1, :2, 2]
-    difference = focal * landed[..., :2] / z + centre - y
-    along = focal * (turned[..., :2] / z - landed[..., :2] * turned[..., 2:] / z.square())
-    length = along.norm(dim=-1).clamp(min=1e-9)
-    parallel = (difference * along).sum(-1) / length
-    across = difference.square().sum(-1) - parallel.square()
-    error = across / sigma**2 + parallel.square() / (sigma**2 + (_CLOUD_DEPTH_SIGMA * length).square())
-    explained = weight / (1 + error) * (landed[..., 2] > 0)
-    score = explained.sum(1) * torch.exp(-0.5 * (scale.log() / _CLOUD_SCALE_SIGMA).square())
-    starts = []
-    for best in score.topk(_TRIED).indices.tolist():
-        # X_j = s (R X_i) + t: in units of i's depth the translation is t / s, and j's depth is s times too large.
-        rotations = torch.stack([torch.eye(3, dtype=x.dtype), R[best]])
-        translations = torch.stack([torch.zeros(3, dtype=x.dtype), t[best] / scale[best]])
-        half = 0.5 * scale[best].log()
-        scales = torch.stack([half, -half])
-        starts.append(Cameras64(rotations, translations * half.exp(), scales, torch.zeros((), dtype=x.dtype)))
-    return starts
-
-
-def _similarities(source: Float[Tensor, "S 4 3"], target: Float[Tensor, "S 4 3"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Scales [S], rotations and translations of least squares (Umeyama, PAMI 1991)."""
-    a, b = source - source.mean(1, keepdim=True), target - target.mean(1, keepdim=True)
-    U, D, Vt = torch.linalg.svd(b.transpose(1, 2) @ a)
-    sign = torch.ones_like(D)
-    sign[:, 2] = torch.linalg.det(U @ Vt).sign()
-    R = U @ (sign[..., None] * Vt)
-    scale = ((D * sign).sum(1) / a.square().sum((1, 2)).clamp(min=1e-12)).clamp(1 / 3, 3)
-    return scale, R, target.mean(1) - scale[:, None] * (R @ source.mean(1)[..., None])[..., 0]
-
-
-def _lifted(K: Tensor, points: Float[Tensor, "M 2"], depth: Float[Tensor, " M"]) -> Float[Tensor, "M 3"]:
-    return torch.cat([(points - K[:2, 2]) / K[[0, 1], [0, 1]], torch.ones_like(points[:, :1])], 1) * depth[:, None]
-
-
-def _depth_at(depth: Float[Tensor, "H W"], points: Float[Tensor, "M 2"]) -> Float[Tensor, " M"]:
-    """Between pixel centres, as inverse depth, which is linear on planes."""
-    height, width = depth.shape
-    place = points / torch.tensor([width, height]).to(points) * 2 - 1
-    sampled = F.grid_sample(1 / depth[None, None], place[None, None], align_corners=False, padding_mode="border")
-    return 1 / sampled[0, 0, 0]
-
-
 # ---------------------------------------------------------------- all views
 
 
-def _tree(pairs: list[_Pair], predicted: Cameras) -> tuple[Tensor, Tensor, list[int]]:
+def _tree(pairs: list[Pair], predicted: Cameras) -> tuple[Tensor, Tensor, list[int]]:
     """Poses along the best pairs: rotations, translations, and the views in the order of placing.
 
     The largest group of views that sure pairs connect comes first; views that no pair reaches stay at the predicted
@@ -293,7 +180,7 @@ def _tree(pairs: list[_Pair], predicted: Cameras) -> tuple[Tensor, Tensor, list[
     return R, t, order + [view for view in range(views) if view not in order]
 
 
-def _largest_group(pairs: list[_Pair], views: int) -> set[int]:
+def _largest_group(pairs: list[Pair], views: int) -> set[int]:
     """The largest set of views that pairs connect."""
     groups = [{view} for view in range(views)]
     for pair in pairs:
@@ -304,14 +191,17 @@ def _largest_group(pairs: list[_Pair], views: int) -> set[int]:
     return max(groups, key=lambda group: len(group))
 
 
-def _triangulated(observed: list[Observations], cameras: Cameras) -> tuple[Tensor, ...]:
-    """Per view the points that its keypoints and those of another view agree on; patches are too rough."""
-    seen: list[list[Tensor]] = [[] for _ in range(len(cameras))]
-    for both in observed:
-        once = (both.i < both.j) & (both.sigma < _KEYPOINT_SIGMA_BELOW)
-        i, j = int(both.i.min()), int(both.i.max())
-        found = triangulate(cameras[[i]], cameras[[j]], both.x[once], both.y[once])
-        for view in (i, j):
-            seen[view].append(found.points[found.good])
-    nothing = torch.zeros(0, 3, dtype=cameras.K.dtype)
-    return tuple(torch.cat([nothing, *parts]).float() for parts in seen)
+def _tracks(pairs: list[Pair], index: Tensor, found: Cameras64, K: Tensor) -> Sightings:
+    """What the matches that agree with the cameras make of each other; patches only where there are few keypoints."""
+    views, places, depths, sigmas, weights = [], [], [], [], []
+    for pair in pairs:
+        there, back = pair.observed.renumbered(index).halves()
+        agreed = torch.minimum(agreement(found, K, there), agreement(found, K, back)) > _AGREEMENT
+        sharp = agreed & (there.sigma < KEYPOINT_SIGMA_BELOW)
+        keep = sharp if int(sharp.sum()) >= _FEW_KEYPOINTS else agreed
+        views.append(torch.stack([there.i, there.j], 1)[keep])
+        places.append(torch.stack([there.x, there.y], 1)[keep])
+        depths.append(torch.stack([there.depth, back.depth], 1)[keep])
+        sigmas.append(there.sigma[keep])
+        weights.append(there.weight[keep])
+    return sightings_from_matches(*(torch.cat(parts) for parts in (views, places, depths, sigmas, weights)))
