@@ -17,7 +17,8 @@ from da3gs.metrics.poses import pose_metrics
 from da3gs.model.da3_model import load_model
 from da3gs.model.match_adjustment import Cameras64, Observations, _errors, _normal_equations, adjust, agreement
 from da3gs.model.match_pose import cameras_from_matches
-from da3gs.model.matching import PairAttention, PlacedKeypoints, keypoints_of
+from da3gs.model.matching import Matches, PairAttention, PlacedKeypoints, keypoints_of
+from da3gs.model.pair_pose import relative_pose
 
 WIDTH, HEIGHT, FOCAL = 196, 140, 180.0
 
@@ -117,6 +118,30 @@ def test_focal_length_is_corrected():
     assert float(found.log_focal.exp()) * 1.3 == pytest.approx(1, abs=0.03)
     kept, _ = adjust(disturbed(true, turn=0.05, shift=0.05), wrong, observed, focal_sigma=0.0)
     assert float(kept.log_focal) == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pair_far_apart_needs_no_depth(seed):
+    """A flat guess of the depth of a cloud three deep, 40 degrees between the views, a quarter of the matches wrong."""
+    rng = generator(seed)
+    cloud = torch.rand(160, 3, generator=rng, dtype=torch.float64) * torch.tensor([3.0, 2.0, 3.0])
+    cloud += torch.tensor([-1.5, -1.0, 2.5])
+    R = torch.stack([torch.eye(3, dtype=torch.float64)] * 2)
+    R[1] = torch.linalg.matrix_exp(cross_matrix(torch.tensor([[0.1, 0.7, 0.05]], dtype=torch.float64)))[0]
+    middle = torch.tensor([0.0, 0.0, 4.0], dtype=torch.float64)
+    t = torch.stack([torch.zeros(3, dtype=torch.float64), middle - R[1] @ middle])
+    K = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]], dtype=torch.float64).repeat(2, 1, 1)
+    local = torch.einsum("vij,nj->vni", R, cloud) + t[:, None]
+    x, y = FOCAL * local[..., :2] / local[..., 2:] + K[0, :2, 2]
+    wrong = torch.rand(160, generator=rng) < 0.25
+    y[wrong] = torch.rand(int(wrong.sum()), 2, generator=rng, dtype=torch.float64) * HEIGHT
+    matches = Matches(x, y, torch.full((160,), 0.4), torch.ones(160))
+    flat = torch.full((2, HEIGHT, WIDTH), 4.0, dtype=torch.float64)
+    pair = relative_pose(0, 1, matches, flat, K, 0.0, generator(0))
+    zeros = torch.zeros(3, dtype=torch.float64)
+    found = Cameras64(torch.stack([R[0], pair.R]), torch.stack([t[0], pair.t]), zeros[:2], zeros[0])
+    turn, direction = errors(found, Cameras64(R, t, zeros[:2], zeros[0]))
+    assert turn < 0.5 and direction < 0.5 and pair.sure
 
 
 def test_cameras_that_only_turn_need_no_parallax():
