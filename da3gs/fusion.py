@@ -46,7 +46,8 @@ class FilterConfig:
         border: Width of the frame around each image, as a fraction of its shorter side.
         edges: Flying pixels: those at depth jumps, which hang between foreground and background.
         consistency: Relative depth tolerance of the multi-view test: a pixel goes when more views clearly see through
-            it (surface farther by more than this) than agree with it. Not being seen is no contradiction.
+            it (surface farther by more than this) than agree with it, or if it was not confirmed itself, when any view
+            sees through it to something confirmed. Not being seen is no contradiction.
     """
 
     confidence: float | int = 0.05
@@ -83,6 +84,7 @@ def filter_pixels(
     *,
     confidence: Float[Tensor, "V H W"] | None = None,
     sky: Float[Tensor, "V H W"] | None = None,
+    confirmed: Bool[Tensor, "V H W"] | None = None,
     config: FilterConfig | None = None,
 ) -> tuple[Bool[Tensor, " N"], list[FilterRecord]]:
     """Which Gaussians of one per pixel to keep, and the count after each filter.
@@ -92,6 +94,7 @@ def filter_pixels(
         depth: z-depth in the unit of `cameras`; <= 0 is unknown.
         cameras: Posed, at the size of the maps.
         confidence, sky: As predicted; None skips the filter.
+        confirmed: Pixels whose depth was measured between views, where that was tried.
 
     Raises:
         InputError: Not one Gaussian per pixel.
@@ -114,7 +117,9 @@ def filter_pixels(
             config.consistency,
             None
             if not config.consistency or len(depth) < 2
-            else lambda: contradicted(gaussians.means.reshape(*depth.shape, 3), depth, cameras, config.consistency),
+            else lambda: contradicted(
+                gaussians.means.reshape(*depth.shape, 3), depth, cameras, config.consistency, confirmed=confirmed
+            ),
         ),
     ]
     keep = torch.ones_like(depth, dtype=torch.bool)
@@ -176,18 +181,31 @@ def flying_pixels(depth: Float[Tensor, "V H W"]) -> Bool[Tensor, "V H W"]:
 
 
 def contradicted(
-    points: Float[Tensor, "V H W 3"], depth: Float[Tensor, "V H W"], cameras: Cameras, tolerance: float | int
+    points: Float[Tensor, "V H W 3"],
+    depth: Float[Tensor, "V H W"],
+    cameras: Cameras,
+    tolerance: float | int,
+    *,
+    confirmed: Bool[Tensor, "V H W"] | None = None,
 ) -> Bool[Tensor, "V H W"]:
     """Points that more neighbouring views see through than agree with.
 
     View j sees through a point at z when everything in the 3x3 window it falls into lies beyond z (1 + tolerance);
     it agrees when something there lies within the tolerance of z. A point hidden behind what j sees, outside its
     picture, or where its depth is unknown, is neither.
+
+    Args:
+        confirmed: Where depth was measured. A guess is contradicted by any view that sees through it (in the same
+            sense, among confirmed depths alone) to something that was.
     """
     views, height, width = depth.shape
     unknown_far = torch.where(depth > 0, depth, torch.inf)[:, None]
     nearest = -F.max_pool2d(-unknown_far, 3, stride=1, padding=1)[:, 0]
     farthest = F.max_pool2d(depth[:, None], 3, stride=1, padding=1)[:, 0]
+    nearest_sure = None
+    if confirmed is not None:
+        sure_far = torch.where(confirmed, unknown_far[:, 0], torch.inf)[:, None]
+        nearest_sure = -F.max_pool2d(-sure_far, 3, stride=1, padding=1)[:, 0]
     neighbours = _neighbours(cameras)
     result = torch.zeros_like(depth, dtype=torch.bool)
     cameras = cameras.to(points.dtype).to(points.device)
@@ -195,6 +213,7 @@ def contradicted(
         moved = points[view].reshape(-1, 3)
         against = torch.zeros(len(moved), dtype=torch.int16, device=depth.device)
         agreeing = torch.zeros_like(against)
+        refuted = torch.zeros_like(against, dtype=torch.bool)
         for other in neighbours[view]:
             uv, z = cameras[other].project(moved)
             uv, z = uv[0], z[0]
@@ -205,7 +224,12 @@ def contradicted(
             seen = inside & (far > 0)
             against += (seen & (near > z * (1 + tolerance))).to(torch.int16)
             agreeing += (seen & (near <= z * (1 + tolerance)) & (far >= z * (1 - tolerance))).to(torch.int16)
+            if confirmed is not None and nearest_sure is not None:
+                sure = nearest_sure[other][row, column]
+                refuted |= inside & confirmed[other][row, column] & (sure > z * (1 + tolerance))
         result[view] = (against > agreeing).reshape(height, width)
+        if confirmed is not None:
+            result[view] |= refuted.reshape(height, width) & ~confirmed[view]
     return result
 
 

@@ -122,6 +122,25 @@ def test_not_being_seen_is_no_contradiction():
     assert contradicted(cameras.unproject(unknown), unknown, cameras, 0.05)[0].sum() == 0
 
 
+def test_a_guess_that_one_confirmed_view_sees_through_is_dropped():
+    """Two of three views (from one place) share a blob in front of the wall that the third sees."""
+    cameras, _, depth, _ = _room(3)
+    cameras = cameras[[0, 0, 0]]
+    depth = depth[[0, 0, 0]].clone()
+    depth[:2, 30:50, 40:70] *= 0.6
+    points, inside = cameras.unproject(depth), (slice(0, 2), slice(31, 49), slice(41, 69))
+    assert contradicted(points, depth, cameras, 0.05).sum() == 0  # one against one
+    confirmed = torch.ones_like(depth, dtype=torch.bool)
+    assert contradicted(points, depth, cameras, 0.05, confirmed=confirmed).sum() == 0
+    confirmed[:2, 30:50, 40:70] = False
+    dropped = contradicted(points, depth, cameras, 0.05, confirmed=confirmed)
+    assert bool(dropped[inside].all())
+    dropped[:2, 30:50, 40:70] = False
+    assert dropped.sum() == 0
+    confirmed[2] = False  # who guesses refutes nobody
+    assert contradicted(points, depth, cameras, 0.05, confirmed=confirmed).sum() == 0
+
+
 def test_consistency_does_not_depend_on_frame_or_unit():
     from strategies_geometry import similarity
 

@@ -163,6 +163,7 @@ def feed_forward(
         surface.gaussians,
         surface.depth,
         surface.cameras,
+        confirmed=surface.confirmed,
         config=FILTERS if surface.confirmed is None else REFINED_FILTERS,
     )
     keep &= _processed_masks(context.valid, surface.views).to(keep.device).flatten()

@@ -160,6 +160,7 @@ def reconstruct(
             surface.cameras,
             confidence=surface.filter_confidence,
             sky=surface.sky,
+            confirmed=surface.confirmed,
             config=config.filters,
         )
         _check_left(records, report)
