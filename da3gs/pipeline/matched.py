@@ -1,7 +1,7 @@
 """Cameras of pictures that bring none, by what they have in common; see `da3gs.model.match_pose`."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from da3gs.data.input_views import turned_upright
 from da3gs.model.da3_model import DA3Model
@@ -10,6 +10,8 @@ from da3gs.pipeline.sources import Source
 
 if TYPE_CHECKING:
     from da3gs.pipeline.reconstruction import ReconstructConfig
+
+BY_MATCHES: Final = "matches between views"  # who found the cameras
 
 
 def with_matched_cameras(
@@ -39,7 +41,7 @@ def with_matched_cameras(
         return None
     keep = matched.sure.nonzero().flatten().tolist()
     why = f"{matched.matches} matches tie {len(keep)} of {len(source)} views together"
-    report.chose("cameras", "matches between views", why)
+    report.chose("cameras", BY_MATCHES, why)
     if len(keep) < len(source):
         names = [name for name, sure in zip(source.names, matched.sure.tolist(), strict=True) if not sure]
         report.warn(
@@ -51,7 +53,7 @@ def with_matched_cameras(
         images=turned_upright(source.images) if source.upright else source.images,
         cameras=cameras,
         upright=False,
-        poses_from="matches between views",
+        poses_from=BY_MATCHES,
         points=list(matched.points),
     )
     return posed[keep]

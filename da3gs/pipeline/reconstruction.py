@@ -31,7 +31,7 @@ from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, released_head, splat_size
 from da3gs.pipeline.frame import canonical_frame
 from da3gs.pipeline.keypoint_points import keypoint_points
-from da3gs.pipeline.matched import with_matched_cameras
+from da3gs.pipeline.matched import BY_MATCHES, with_matched_cameras
 from da3gs.pipeline.measured import measured_surface, with_measured_depth
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_against_prediction
@@ -69,8 +69,8 @@ class ReconstructConfig:
         refine_depth: With known cameras (given, or found by structure from motion), let the pictures refine depth: a
             plane sweep around the predicted one. Not with a released or named Gaussian head: those were trained on the
             network's own.
-        keypoints: Before that, where no sparse points came with the cameras, triangulate keypoints that the pictures
-            share: they set the scale of depth and bend it.
+        keypoints: Before that, unless structure from motion or COLMAP brought sparse points, triangulate keypoints that
+            the pictures share: they set the scale of depth and bend it.
         check_poses: Compare given poses with a second prediction that does not know them, and name likely mistakes.
         filters: What is dropped.
         max_gaussians: Keep at most this many, by their contribution to the pictures; None keeps all.
@@ -248,11 +248,13 @@ def _predicted(
         report.chose("scale of the depth by the pictures", found.factor, why)
     own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
     refine = config.refine_depth and source.posed and len(source) > 1 and not own_head and not measured
-    if source.points is not None and source.posed and not measured:
-        prediction = with_point_scale(prediction, source.points, report)
-    elif refine and config.keypoints:
+    before = prediction
+    # Keypoints matched along epipolar lines are more than those that found the cameras.
+    if refine and config.keypoints and (source.points is None or source.poses_from == BY_MATCHES):
         with stages("matching keypoints"):
             prediction = _at_keypoints(prediction, source, report)
+    if prediction is before and source.points is not None and source.posed and not measured:
+        prediction = with_point_scale(prediction, source.points, report)
     for note in prediction.notes:
         report.warn(note, logged=True)
     views = replace(prediction.views, names=source.names)
