@@ -1,4 +1,4 @@
-"""Cameras from matches between views, where predicted depth stands in for triangulated points.
+"""Cameras from matches between views: predicted depth ties them together first, the points they share decide at last.
 
     pairs of views: matches ─► relative poses (`pair_pose`)
     best pairs first, a tree over all views ─► all poses ─► adjusted together ─► tracks ─► bundle adjustment
