@@ -15,7 +15,7 @@ from da3gs.geometry.rotations import cross_matrix
 
 # Rays that meet at less than this (cosine of 2 degrees) say little about depth; those that miss each other by more than
 # this share of the distance belong to different things.
-_LEAST_PARALLAX = 0.9994
+LEAST_PARALLAX = 0.9994
 _LARGEST_GAP = 0.01
 
 
@@ -52,7 +52,7 @@ def triangulate(i: Cameras, j: Cameras, x_i: Float[Tensor, "M 2"], x_j: Float[Te
     a, b = (along[0] - cosine * along[1]) / determinant, (cosine * along[0] - along[1]) / determinant
     ends = centres[0] + a[:, None] * rays[0], centres[1] + b[:, None] * rays[1]
     gap = (ends[0] - ends[1]).norm(dim=1) / torch.minimum(a, b).clamp(min=1e-9)
-    good = (a > 0) & (b > 0) & (cosine < _LEAST_PARALLAX) & (gap < _LARGEST_GAP)
+    good = (a > 0) & (b > 0) & (cosine < LEAST_PARALLAX) & (gap < _LARGEST_GAP)
     return Triangulated((ends[0] + ends[1]) / 2, good)
 
 

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from da3gs.geometry.two_views import LEAST_PARALLAX
 from da3gs.model.bundle_loops import point_steps, reduced_equations, sighting_errors
 from da3gs.model.match_adjustment import Cameras64
 
@@ -31,7 +32,6 @@ _SCALE_SIGMA = 0.08  # of the logarithm of a view's depth scale
 _BEHIND = 0.02  # z below this share of the predicted depth is held there
 _CONVERGED = 1e-6
 _DEPTH_PULL = 1e-3  # of depth on the points to start from, where a ray pulls by 1
-_LEAST_PARALLAX = 0.9994  # cosine of 2 degrees
 _AGREED = 2.0  # standard deviations
 
 
@@ -162,7 +162,7 @@ def bundle_adjust(
             break
     errors, gaps = problem.errors(cameras, points)
     agreed = (errors < _AGREED**2) & (gaps > np.log(2 * _BEHIND))
-    good = _of_points("amin", agreed, seen) & (_parallax(cameras, points, seen) < _LEAST_PARALLAX)
+    good = _of_points("amin", agreed, seen) & (_parallax(cameras, points, seen) < LEAST_PARALLAX)
     return Bundle(cameras, points, gaps, good[seen.point])
 
 

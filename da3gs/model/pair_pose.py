@@ -11,7 +11,6 @@ Letters: M matches of a pair, S samples.
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -78,8 +77,12 @@ def relative_pose(
         ]
     )
     best, lowest = None, torch.inf
-    for guesses in (_from_essential_matrix, _from_clouds):
-        for start in guesses(x, y, depths, sigma, weight, K[[i, j]], generator):
+    guesses = (
+        lambda: _from_essential_matrix(x, y, depths, sigma, K[[i, j]]),
+        lambda: _from_clouds(x, y, depths, sigma, weight, K[[i, j]], generator),
+    )
+    for starts in guesses:
+        for start in starts():
             found, cost = adjust(
                 start, K[[i, j]], observed, focal_sigma=focal_sigma, kernels=_KERNELS, iterations=_ITERATIONS
             )
@@ -143,11 +146,11 @@ def _from_essential_matrix(
     y: Tensor,
     depths: tuple[Tensor, Tensor],
     sigma: Tensor,
-    weight: Tensor,
     K: Tensor,
-    generator: torch.Generator,
 ) -> list[Cameras64]:
     """The pose that most keypoints allow, whatever their depth (Nister, PAMI 2004), in the unit of depth; or none."""
+    import cv2
+
     sharp = sigma < KEYPOINT_SIGMA_BELOW
     if int(sharp.sum()) < _LEAST_MATCHES:
         return []
