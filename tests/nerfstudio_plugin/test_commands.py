@@ -22,7 +22,8 @@ pytestmark = pytest.mark.nerfstudio
 pytest.importorskip("nerfstudio")
 
 METHODS = ("da3gs", "da3gs-splat")
-STEPS = 100  # for a network with random weights to get better at what it was not shown, and not by chance
+STEPS = 25
+ENOUGH = 100  # steps for a network with random weights to get better at what it was not shown, and not by chance
 
 
 @pytest.fixture(scope="module")
@@ -106,21 +107,22 @@ def _levels(gaussians, cameras) -> np.ndarray:
 
 
 def _same_picture(a: np.ndarray, b: np.ndarray) -> None:
-    """Equal to one level of eight bits, but for the odd pixel where rounding lets two splats change places."""
+    """Equal to one level of eight bits, but for the odd splat at a threshold."""
     difference = np.abs(a.astype(int) - b.astype(int))
-    assert difference.max() <= 32 and (difference <= 1).mean() > 0.999, (difference.max(), (difference <= 1).mean())
+    assert difference.max() <= 3 and (difference <= 1).mean() > 0.999, (difference.max(), (difference <= 1).mean())
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_starts_from_the_feed_forward_result_and_improves(method, runs, evaluated):
-    folder, printed = runs[method]
+def test_training_starts_from_the_feed_forward_result_and_improves(method, train, call):
+    folder, printed = train(method, "longer", "--max-num-iterations", ENOUGH)
     found = re.search(r"step 0, feed-forward: PSNR ([\d.]+) dB, SSIM ([\d.-]+) on 1 held-out images", printed)
     assert found, printed[-2000:]
-    results, _ = evaluated[method]
+    call("ns-eval", "--load-config", folder / "config.yml", "--output-path", folder / "eval.json")
+    results = json.loads((folder / "eval.json").read_text())["results"]
     assert results["psnr"] > float(found.group(1)) + 0.3
     assert (folder / "dataparser_transforms.json").is_file()
     saved = torch.load(next((folder / "nerfstudio_models").glob("*.ckpt")), weights_only=True)
-    assert saved["step"] == STEPS - 1
+    assert saved["step"] == ENOUGH - 1
 
 
 @pytest.mark.parametrize("method", METHODS)
