@@ -62,7 +62,7 @@ def test_the_commands_run_in_their_order(workplace, monkeypatch, capsys):
         if command == "view":
             continue  # a server; tests/test_viewer.py
         if command == "reconstruct":
-            arguments += ["--video-frames", "3", "--splat-size", "196"]
+            arguments += ["--video-frames", "3", "--splat-size", "196", "--max-views", str(VIEWS)]
         if command == "render":
             arguments += ["--seconds", "0.2", "--width", "96"]
         assert cli.main([command, *arguments]) == 0, (command, arguments, capsys.readouterr().err)

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies_geometry import cameras, generator, seeds, similarity
 
@@ -66,6 +66,7 @@ def test_coincident_points_fix_the_translation_only(count):
     assert found.target_from_source.is_close(Similarity(1.0, torch.eye(3), torch.full((3,), 4.0)), 1e-6)
 
 
+@settings(max_examples=8)  # a search of its own each
 @given(seeds)
 def test_ransac_survives_forty_percent_outliers(seed):
     planted, source = similarity(seed), _points(seed, 30)
@@ -79,6 +80,7 @@ def test_ransac_survives_forty_percent_outliers(seed):
     assert torch.equal(again.target_from_source.matrix, found.target_from_source.matrix)
 
 
+@settings(max_examples=8)  # a search of its own each
 @given(seeds, st.integers(3, 8))
 def test_cameras_align_to_a_planted_similarity(seed, views):
     planted, source = similarity(seed), cameras(seed, views)
