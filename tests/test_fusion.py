@@ -6,11 +6,22 @@ from oracle import HEIGHT, WIDTH, arc, psnr_db, see
 
 from da3gs import Cameras, Gaussians, RenderConfig, render
 from da3gs.errors import InputError
-from da3gs.fusion import FilterConfig, border, contradicted, doubtful, filter_pixels, flying_pixels, keep_budget, usable
+from da3gs.fusion import (
+    FilterConfig,
+    border,
+    contradicted,
+    doubtful,
+    filter_pixels,
+    flying_pixels,
+    keep_budget,
+    repeated,
+    single_layer,
+    usable,
+)  # fmt: skip
 from da3gs.model.gaussian_adapter import gaussians_from_depth
 from da3gs.rendering import contributions
 
-OFF = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0)
+OFF = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0, overlap=0)
 
 
 def _room(views=4):
@@ -26,7 +37,7 @@ def test_everything_off_keeps_everything():
     cameras, _, depth, splats = _room(2)
     keep, records = filter_pixels(splats, depth, cameras, config=OFF)
     assert keep.all() and all(record.before == record.after == len(splats) for record in records)
-    assert [record.setting for record in records] == [True, False, False, False, False, False]
+    assert [record.setting for record in records] == [True] + [False] * 6
 
 
 def test_unusable_values_never_pass():
@@ -107,7 +118,7 @@ def test_a_blob_that_others_see_through_is_dropped_and_what_is_hidden_stays():
     dropped = ~keep.reshape(depth.shape)
     assert dropped[2, 30:50, 40:70].float().mean() > 0.95
     dropped[2, 30:50, 40:70] = False
-    assert dropped.sum() == 0 and records[-1].before - records[-1].after > 500
+    assert dropped.sum() == 0 and records[-2].before - records[-2].after > 500
 
 
 def test_not_being_seen_is_no_contradiction():
@@ -152,6 +163,78 @@ def test_consistency_does_not_depend_on_frame_or_unit():
     moved = contradicted(moved_cameras.unproject(moved_depth), moved_depth, moved_cameras, 0.05)
     assert plain[1].float().mean() > 0.5
     assert (plain != moved).float().mean() < 1e-3
+
+
+def test_one_layer_remains_where_views_overlap_and_nothing_is_lost():
+    cameras, _, depth, splats = _room(5)
+    everything = torch.ones_like(depth, dtype=torch.bool)
+    gone = repeated(splats, depth, cameras, everything, 0.03)
+    assert 0.4 < gone.float().mean() < 0.8  # of five layers, at the sides of fewer
+    # From between the views the pictures are as complete as with all layers.
+    between = arc(9)[[1, 3, 5, 7]]
+    config = RenderConfig(antialiased=True, depth=False)
+    full = render(splats, between, config)
+    layer = render(single_layer(splats[~gone.flatten()]), between, config)
+    solid = full.alpha[..., 0] > 0.9
+    assert (layer.alpha[..., 0][solid] > 0.75).float().mean() > 0.98
+    off_full, off_layer = (
+        (out.rgb / out.alpha.clamp(min=1e-3) - see(between)[0].movedim(1, -1))[solid].abs().mean()
+        for out in (full, layer)
+    )
+    assert off_layer < 1.1 * off_full < 0.05, (off_layer, off_full)
+    # Each that went is shown by one that stayed, in the same place.
+    kept = cameras.unproject(depth)[~gone]
+    distance = torch.cdist(cameras.unproject(depth)[gone][::97], kept).amin(1)
+    assert (distance / depth[gone][::97]).quantile(0.99) < 0.03
+
+
+def test_the_view_that_shows_a_surface_best_keeps_it():
+    """Two views along one axis, then one turned aside."""
+    cameras, _, depth, _ = _room(1)
+    near, far = cameras.cam_from_world.clone(), cameras.cam_from_world.clone()
+    far[0, 2, 3] += 1.0
+    both = Cameras.cat([cameras.with_poses(far), cameras.with_poses(near)])
+    plane = torch.stack([torch.full_like(depth[0], 3.0), torch.full_like(depth[0], 2.0)])
+    splats = gaussians_from_depth(torch.rand(2, 3, HEIGHT, WIDTH), plane, both)
+    gone = repeated(splats, plane, both, torch.ones_like(plane, dtype=torch.bool), 0.03)
+    assert not gone[1].any()
+    inside = gone[0][HEIGHT // 6 + 2 : -HEIGHT // 6 - 2, WIDTH // 6 + 2 : -WIDTH // 6 - 2]
+    assert inside.all() and not gone[0][:, : WIDTH // 6 - 3].any()  # what only the far one sees is its own
+
+
+def test_of_equal_views_the_first_stays_and_what_was_dropped_drops_nothing():
+    cameras, _, depth, _ = _room(1)
+    cameras, depth = cameras[[0, 0, 0]], depth[[0, 0, 0]]
+    splats = gaussians_from_depth(torch.rand(3, 3, HEIGHT, WIDTH), depth, cameras)
+    keep = torch.ones_like(depth, dtype=torch.bool)
+    gone = repeated(splats, depth, cameras, keep, 0.03)
+    assert not gone[0].any() and gone[1:].all()
+    keep[0, :, : WIDTH // 2] = False
+    gone = repeated(splats, depth, cameras, keep, 0.03)
+    assert not gone[1, :, : WIDTH // 2 - 2].any() and gone[2].all() and not gone[0].any()
+    apart = depth * torch.tensor([1.0, 1.1, 1.25])[:, None, None]
+    splats = gaussians_from_depth(torch.rand(3, 3, HEIGHT, WIDTH), apart, cameras)
+    assert not repeated(splats, apart, cameras, torch.ones_like(keep), 0.03).any()  # three surfaces
+
+
+def test_overlap_is_for_measured_depth():
+    cameras, _, depth, splats = _room(3)
+    config = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0)
+    assert filter_pixels(splats, depth, cameras, config=config)[0].all()
+    keep, records = filter_pixels(
+        splats, depth, cameras, confirmed=torch.ones_like(depth, dtype=torch.bool), config=config
+    )
+    assert records[-1].setting == 0.03 and keep.float().mean() < 0.7
+
+
+def test_a_single_layer_is_opaque_and_its_splats_do_not_stick_out():
+    thin = torch.tensor([[0.01, 0.1, 0.15], [0.01, 0.1, 0.9]])
+    splats = Gaussians(
+        torch.zeros(2, 3), torch.eye(4)[:1].expand(2, 4), thin, torch.tensor([0.5, 0.99]), torch.zeros(2, 1, 3)
+    )
+    layer = single_layer(splats)
+    torch.testing.assert_close(layer.scales, 1.2 * torch.tensor([[0.01, 0.1, 0.15], [0.01, 0.1, 0.2]]))
+    torch.testing.assert_close(layer.opacities, torch.tensor([0.95, 0.99]))
 
 
 def test_every_filter_counts_only_its_own():

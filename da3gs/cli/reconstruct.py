@@ -99,6 +99,10 @@ class ReconstructCommand:
     consistency: Annotated[float, arg(metavar="0..1")] = 0.05
     """Drop pixels that other views see through, by this relative difference of depth; 0 keeps all."""
 
+    overlap: Annotated[float, arg(metavar="0..1")] = 0.03
+    """Where views overlap, keep the splats of the one that shows a surface best; two views show the same surface up to
+    this relative difference of depth. 0 keeps all. Only for depth refined by the pictures."""
+
     keep_edges: bool = False
     """Keep flying pixels at depth edges."""
 
@@ -206,6 +210,7 @@ class ReconstructCommand:
                 border=self.border,
                 edges=not self.keep_edges,
                 consistency=self.consistency,
+                overlap=self.overlap,
             ),
             max_gaussians=self.max_gaussians,
             when_memory_tight=self.memory,

@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 
 # Training moves a misplaced Gaussian, but nothing ever fills a hole: only what cannot be rendered is dropped, and where
 # the pictures could tell, what they contradict.
-FILTERS = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0)
-REFINED_FILTERS = FilterConfig(confidence=0, sky=False, border=0)
+FILTERS = FilterConfig(confidence=0, sky=False, border=0, edges=False, consistency=0, overlap=0)
+REFINED_FILTERS = FilterConfig(confidence=0, sky=False, border=0, overlap=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from da3gs.errors import InputError
-from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget
+from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget, single_layer
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
@@ -165,6 +165,8 @@ def reconstruct(
         )
         _check_left(records, report)
         gaussians = surface.gaussians[keep].detach()
+        if records[-1].setting:
+            gaussians = single_layer(gaussians)
     # 4. The frame, when nobody gave one.
     moved = _frame(surface, gaussians, keep, source, config, report)
     confidence = surface.confidence

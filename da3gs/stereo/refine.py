@@ -8,6 +8,7 @@ depth makes the other pictures look alike, and takes the network's word where th
          (small pictures, all depths)                                      │ confirmed        │ else
                                                                            ▼                  ▼
     (larger pictures, depths near by) ◄──────────────────────── depth of the sweep, or the network's bent to meet it
+                                        (at the end averaged with that of the other views)
 
 Letters: V views, S sources, H W pixels, D hypotheses.
 """
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.stereo.agreement import agreement, bent_to_meet
+from da3gs.stereo.agreement import agreement, bent_to_meet, carry, consensus
 from da3gs.stereo.matching_views import matching_views
 
 
@@ -148,6 +149,7 @@ def refine_depth(
     near_by = torch.linspace(-_FINE_REACH, _FINE_REACH, _FINE) * step
     measured, cost = _sweep(level, 1 / found, near_by, replace(config, small_step=config.small_step / 2), prior=None)
     confirmed = _checked(measured, cost, level, partners, config, config.tolerance, step)
+    measured = consensus(measured, confirmed, level.cameras, partners)
     found = bent_to_meet(resized_depth(predicted, level.size), measured, confirmed)
     # 4. At the size of the maps.
     confirmed = F.interpolate(confirmed[:, None].float(), size, mode="nearest-exact")[:, 0] > 0
@@ -234,7 +236,7 @@ def _sweep(
         lowest = np.full((len(apart), *picture.shape), np.inf, np.float32)
         second = np.full_like(lowest, np.inf)
         for source in level.matched[view]:
-            matrix, shift = _carry(level.cameras, view, level.source_cameras, source)
+            matrix, shift = carry(level.cameras, view, level.source_cameras, source)
             other = level.sources[source].contiguous().numpy()
             match_source(picture, other, matrix, shift, start, apart, config.window // 2, lowest, second)
         both = np.where(np.isfinite(second), 0.5 * (lowest + second), lowest)
@@ -254,14 +256,6 @@ def _sweep(
     with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
         depth, cost = zip(*pool.map(view_depth, range(len(level.views))), strict=True)
     return torch.stack(depth), torch.stack(cost)
-
-
-def _carry(cameras: Cameras, view: int, sources: Cameras, source: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix and shift of  matrix p + shift / depth, the homogeneous place in the source of pixel p of the view."""
-    relative = sources.cam_from_world[source].double() @ cameras.world_from_cam[view].double()
-    K = sources.K[source].double()
-    matrix = K @ relative[:3, :3] @ torch.linalg.inv(cameras.K[view].double())
-    return matrix.float().numpy(), (K @ relative[:3, 3]).float().numpy()
 
 
 def _lowest(total: Float[Tensor, "H W D"]) -> Float[Tensor, "H W"]:

@@ -180,7 +180,7 @@ def test_budget_and_filters_have_flags(capture, tmp_path, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["gaussians"]["count"] == 2000 == len(Scene.load(tmp_path / "out").gaussians)
     assert {f["name"]: f["before"] - f["after"] for f in report["filters"]} == {
-        "invalid": 0, "confidence": 0, "sky": 0, "border": 0, "edges": 0, "consistency": 0,
+        "invalid": 0, "confidence": 0, "sky": 0, "border": 0, "edges": 0, "consistency": 0, "overlap": 0,
         "max_gaussians": 5 * HEIGHT * WIDTH - 2000,
     }  # fmt: skip
 

@@ -11,7 +11,7 @@ from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
 from da3gs.stereo import StereoConfig, refine_depth, surer_where_confirmed
-from da3gs.stereo.agreement import agreement, bent_to_meet
+from da3gs.stereo.agreement import agreement, bent_to_meet, consensus
 from da3gs.stereo.matching_views import matching_views
 from da3gs.stereo.refine import _islands
 
@@ -167,6 +167,62 @@ def test_agreement_counts_who_sees_the_surface():
     assert (agreeing[1, 12, 20], against[1, 12, 20]) == (0, 0)
     assert (agreeing[1, 5, 20], against[1, 5, 20]) == (2, 0)
     assert agreeing[0, 5, 0] == 0  # outside of both others
+
+
+def _side_by_side(views, width=80, height=60, step=0.2):
+    """Cameras side by side that look along z, turned a little towards each other."""
+    K = torch.tensor([[80.0, 0, 0.5 * width], [0, 80, 0.5 * height], [0, 0, 1]]).expand(views, 3, 3)
+    poses = torch.eye(4).repeat(views, 1, 1)
+    for view in range(views):
+        x = step * (view - (views - 1) / 2)
+        angle = math.atan(-x / 4)  # the camera at x looks at (0, 0, 4)
+        turn = torch.tensor([[math.cos(angle), 0, -math.sin(angle)], [0, 1, 0], [math.sin(angle), 0, math.cos(angle)]])
+        poses[view, :3, :3] = turn
+        poses[view, :3, 3] = -turn @ torch.tensor([x, 0.0, 0.0])
+    return Cameras(poses, K, width, height)
+
+
+def _wall(cameras, slope=0.3, distance=4.0):
+    """Exact z-depth of the plane z + slope y = distance."""
+    rays = cameras.camera_rays() @ cameras.world_from_cam[:, None, :3, :3].mT
+    normal = torch.tensor([0.0, slope, 1.0])
+    return (distance - cameras.centers @ normal)[:, None, None] / (rays @ normal)
+
+
+def test_views_that_err_apart_come_together_at_the_truth():
+    cameras = _side_by_side(6)
+    truth = _wall(cameras)
+    noise = 0.003 * torch.randn(truth.shape, generator=torch.Generator().manual_seed(0))
+    noise += torch.tensor([0.004, -0.004, 0.002, -0.002, 0.003, -0.003])[:, None, None]
+    partners = [[other for other in range(6) if other != view] for view in range(6)]
+    sure = torch.ones_like(truth, dtype=torch.bool)
+    exact = consensus(truth, sure, cameras, partners)
+    assert (exact / truth - 1).abs().max() < 1e-4
+    met = consensus(truth * (1 + noise), sure, cameras, partners)
+    inner = (slice(None), slice(5, -5), slice(15, -15))
+    assert (met / truth - 1)[inner].std() < 0.4 * noise[inner].std()
+
+
+def test_consensus_asks_only_those_who_know_and_are_near():
+    cameras = _side_by_side(3)
+    truth = _wall(cameras, slope=0.0)
+    partners = [[1, 2], [0, 2], [0, 1]]
+    sure = torch.ones_like(truth, dtype=torch.bool)
+    apart = truth * torch.tensor([0.97, 1.0, 1.03])[:, None, None]
+    assert torch.equal(consensus(apart, sure, cameras, partners), apart)
+    near = truth * torch.tensor([0.99, 1.0, 1.01])[:, None, None]
+    assert torch.equal(consensus(near, ~sure, cameras, partners), near)
+    assert torch.equal(consensus(near, sure, cameras, [[], [], []]), near)
+    # A guess follows what the others are sure of; its own word does not count.
+    sure[0] = False
+    followed = consensus(truth * torch.tensor([0.99, 1.0, 1.0])[:, None, None], sure, cameras, partners)
+    inner = (0, slice(5, -5), slice(10, -10))
+    assert (followed / truth - 1)[inner].abs().max() < 1e-3
+    # Across an edge nothing is mixed.
+    step = truth.clone()
+    step[:, :, :40] *= 0.5
+    result = consensus(step[[1, 1, 1]], torch.ones_like(sure), cameras[[1, 1, 1]], partners)
+    torch.testing.assert_close(result[1], step[1])
 
 
 def test_gaps_meet_what_is_measured():

@@ -1,0 +1,34 @@
+"""Which splats of a prediction deserve to stay: filters over pixels, and a budget over Gaussians.
+
+    invalid ─► confidence ─► sky ─► border ─► flying pixels ─► contradicted ─► repeated ─► budget
+    (not a number, no depth)         (depth edges)   (other views see through)   │   (sum of T alpha)
+                                                             (another view shows it better)
+
+Every filter says how many it dropped, whether or not it was on.
+"""
+
+from da3gs.fusion.across_views import contradicted, repeated, single_layer
+from da3gs.fusion.budget import keep_budget
+from da3gs.fusion.filters import (
+    FilterConfig,
+    FilterRecord,
+    border,
+    doubtful,
+    filter_pixels,
+    flying_pixels,
+    usable,
+)
+
+__all__ = [
+    "FilterConfig",
+    "FilterRecord",
+    "border",
+    "contradicted",
+    "doubtful",
+    "filter_pixels",
+    "flying_pixels",
+    "keep_budget",
+    "repeated",
+    "single_layer",
+    "usable",
+]
