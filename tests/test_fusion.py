@@ -11,6 +11,8 @@ from da3gs.fusion import (
     border,
     contradicted,
     doubtful,
+    evened_out,
+    exposures,
     filter_pixels,
     flying_pixels,
     keep_budget,
@@ -255,6 +257,37 @@ def test_wrong_settings_and_sizes_are_refused():
     cameras, _, depth, splats = _room(2)
     with pytest.raises(InputError, match="one Gaussian per pixel"):
         filter_pixels(splats[:10], depth, cameras)
+
+
+# ------------------------------------------------------------------------------------------------ exposure
+
+
+def test_planted_exposures_are_found_and_taken_out():
+    cameras, images, depth, _ = _room(5)
+    sure = torch.ones_like(depth, dtype=torch.bool)
+    images = 0.2 + 0.6 * images
+    assert (exposures(images, depth, cameras, sure) - 1).abs().max() < 0.02
+    planted = torch.tensor([[1.0, 1, 1], [1.2, 1.1, 1.0], [0.8, 0.85, 0.9], [1.1, 1.1, 1.1], [0.9, 0.9, 1.0]])
+    shot = (images * planted[:, :, None, None]).clamp(0, 1)
+    found = exposures(shot, depth, cameras, sure)
+    relative = planted / planted.log().mean(0).exp()
+    assert (found / relative - 1).abs().max() < 0.03
+    even = evened_out(shot, found)
+    unclipped = (shot < 0.99).all(1)[:, None].expand_as(shot)
+    off = (even / even[unclipped].mean() * images[unclipped].mean() - images)[unclipped].abs().mean()
+    assert off < 0.02 < 0.04 < (shot - images)[unclipped].abs().mean()
+
+
+def test_exposure_is_left_alone_where_pictures_share_nothing():
+    cameras, images, depth, _ = _room(3)
+    images = images * torch.tensor([0.5, 1.0, 0.8])[:, None, None, None]
+    nobody = torch.zeros_like(depth, dtype=torch.bool)
+    assert torch.equal(exposures(images, depth, cameras, nobody), torch.ones(3, 3))
+    only = nobody.clone()
+    only[:2] = True
+    found = exposures(images, depth, cameras, only)
+    assert torch.equal(found[2], torch.ones(3)) and (found[1] / found[0] - 2).abs().max() < 0.15
+    assert torch.equal(evened_out(images, torch.ones(3, 3)), images)
 
 
 # ------------------------------------------------------------------------------------------------ budget

@@ -4,11 +4,12 @@
     (not a number, no depth)         (depth edges)   (other views see through)   │   (sum of T alpha)
                                                              (another view shows it better)
 
-Every filter says how many it dropped, whether or not it was on.
+Every filter says how many it dropped, whether or not it was on. Beside them: one exposure for all pictures.
 """
 
 from da3gs.fusion.across_views import contradicted, repeated, single_layer
 from da3gs.fusion.budget import keep_budget
+from da3gs.fusion.exposure import evened_out, exposures
 from da3gs.fusion.filters import (
     FilterConfig,
     FilterRecord,
@@ -25,6 +26,8 @@ __all__ = [
     "border",
     "contradicted",
     "doubtful",
+    "evened_out",
+    "exposures",
     "filter_pixels",
     "flying_pixels",
     "keep_budget",

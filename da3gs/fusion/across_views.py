@@ -150,7 +150,7 @@ class _Views:
         exact = cameras.detach().to("cpu", torch.float64)
         projections = (exact.K @ exact.cam_from_world[:, :3]).float().contiguous().numpy()
         flat = points.detach().cpu().float().reshape(len(points), -1, 3).contiguous().numpy()
-        return _Views(flat, projections, [np.array(others, np.int64) for others in _neighbours(exact)])
+        return _Views(flat, projections, [np.array(others, np.int64) for others in neighbours(exact)])
 
     def lookup(self, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         others = self.neighbours[view]
@@ -193,7 +193,7 @@ def _averaged(values: Float[Tensor, "V H W"]) -> Float[Tensor, "V H W"]:
     return averaged[:, 0].contiguous()
 
 
-def _neighbours(cameras: Cameras) -> list[list[int]]:
+def neighbours(cameras: Cameras) -> list[list[int]]:
     """For each view the others that look from near by in a similar direction, nearest first."""
     centers, axes = cameras.centers, cameras.look_directions
     spread = (centers - centers.mean(0)).norm(dim=1).max().clamp(min=1e-12)

@@ -116,9 +116,9 @@ def reconstruct(
 
     Given poses are obeyed: the scene is in their frame and scale; depth takes that from the sparse points of structure
     from motion or COLMAP, else from keypoints that the pictures share, where there are enough, else from the camera
-    positions. Without poses the scene is upright (y
-    down along the mean gravity of the pictures), centred on the median point, and scaled so that the median distance
-    from a camera to its points is 1; a metric model's metres are kept. All of it stands in ``scene.report``.
+    positions. Without poses the scene is upright (y down along the mean gravity of the pictures), centred on the median
+    point, and scaled so that the median distance from a camera to its points is 1; a metric model's metres are kept.
+    All of it stands in ``scene.report``.
 
     Args:
         images: A path (folder, pattern, video, COLMAP or nerfstudio data), or a sequence of paths, arrays, Pillow
@@ -327,6 +327,7 @@ def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
     report.content["refined_depth"] = {
         "confirmed": share,
         "median_change": float((result.depth / surface.depth).log().abs().median().exp() - 1),
+        "exposure": None if result.exposure is None else result.exposure.mean(1).tolist(),
     }
     why = f"a plane sweep around the predicted depth; other views confirm {share:.0%} of the pixels"
     report.chose("depth", "refined by the pictures", why)

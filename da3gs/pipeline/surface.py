@@ -1,6 +1,6 @@
 """One splat per pixel before anything is dropped: maps of a prediction, at the size splats are placed at.
 
-    prediction ─► larger pictures ─► depth refined by the pictures (known cameras) ─► splats
+    prediction ─► larger pictures ─► depth refined by the pictures, one exposure (known cameras) ─► splats
 
 Letters: V views, H W pixels, S sources.
 """
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from da3gs.errors import InputError
+from da3gs.fusion import evened_out, exposures
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
@@ -34,6 +35,7 @@ class Surface:
         confidence, sky: As predicted, or None.
         raw: Output of a residual Gaussian head, or None.
         confirmed: Where other views agree with refined depth; None if it was not refined.
+        exposure: [V, 3] how much brighter than all together each picture is, or None; colours of splats are without.
     """
 
     views: Views
@@ -45,6 +47,7 @@ class Surface:
     sky: Float[Tensor, "V H W"] | None = None
     raw: Float[Tensor, "V H W 38"] | None = None
     confirmed: Bool[Tensor, "V H W"] | None = None
+    exposure: Float[Tensor, "V 3"] | None = None
 
     @property
     def splat_confidence(self) -> Float[Tensor, "V H W"] | None:
@@ -130,7 +133,8 @@ def refined(
     )
     if not any(found.matched):
         return surface
-    return replace(surface, depth=found.depth, confirmed=found.confirmed, gaussians=None)
+    exposure = exposures(surface.views.images, found.depth, surface.cameras, found.confirmed)
+    return replace(surface, depth=found.depth, confirmed=found.confirmed, exposure=exposure, gaussians=None)
 
 
 def stereo_config(preset: str) -> StereoConfig:
@@ -140,11 +144,12 @@ def stereo_config(preset: str) -> StereoConfig:
 
 def placed(surface: Surface, *, head: bool = True) -> Surface:
     """With one splat per pixel, by the geometric prior and, if `head`, the corrections of a residual head."""
+    images = surface.views.images
     splats = gaussians_from_raw(
         surface.raw if head else None,
         surface.depth,
         surface.cameras,
-        images=surface.views.images,
+        images=images if surface.exposure is None else evened_out(images, surface.exposure),
         confidence=surface.splat_confidence,
     )
     return replace(surface, gaussians=splats)

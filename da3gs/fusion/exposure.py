@@ -1,0 +1,89 @@
+"""One exposure for all pictures: cameras that meter by themselves show one wall in several shades.
+
+Letters: V views, H W pixels.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from da3gs.fusion.across_views import neighbours
+from da3gs.geometry.cameras import Cameras
+
+# Pixels compared per pair of views, at most; fewer than the second number tell nothing.
+_SAMPLES, _FEWEST = 20_000, 100
+# Relative difference of depth up to which two pixels show the same place.
+_SAME_PLACE = 0.02
+# Values of [0, 1] that are neither black nor clipped.
+_DARKEST, _BRIGHTEST = 0.05, 0.9
+# Errors of a pair (natural logarithm) beyond this count as shine or mistakes, in proportion less.
+_TYPICAL = 0.02
+_ROUNDS = 5
+# Pull towards no change, in pairs of views.
+_PULL = 0.05
+
+
+@torch.no_grad()
+def exposures(
+    images: Float[Tensor, "V 3 H W"],
+    depth: Float[Tensor, "V H W"],
+    cameras: Cameras,
+    confirmed: Bool[Tensor, "V H W"],
+) -> Float[Tensor, "V 3"]:
+    """By which factor each picture is brighter than the mean of all, per channel.
+
+    Every pair of views has a ratio, the median over places that both show; the logarithms of the factors solve all
+    pairs together, by least squares with weights against pairs that disagree. Exposure and white balance are factors of
+    linear light, and so of gamma-coded values but for the darkest. Runs on the CPU.
+
+    Args:
+        images: In [0, 1].
+        depth: z-depth > 0.
+        cameras: Posed, at the size of the maps.
+        confirmed: Whose depth counts.
+
+    Returns:
+        Factors; 1 for views that share nothing with others.
+    """
+    images, depth, confirmed = images.cpu(), depth.cpu().float(), confirmed.cpu()
+    cameras = cameras.detach().to("cpu", torch.float32)
+    views, height, width = depth.shape
+    extent = torch.tensor([width, height])
+    first, second, ratios, weights = [], [], [], []
+    for view, others in enumerate(neighbours(cameras)):
+        sure = confirmed[view].flatten().nonzero()[:, 0]
+        sure = sure[:: 1 + len(sure) // _SAMPLES]
+        points = cameras[view].unproject(depth[view : view + 1]).reshape(-1, 3)[sure]
+        own = images[view].flatten(1)[:, sure]
+        for other in others:
+            uv, z = (values[0] for values in cameras[other].project(points))
+            inside = ((z > 0) & (uv >= 0).all(-1) & (uv < extent).all(-1)).nonzero()[:, 0]
+            column, row = uv[inside].long().unbind(-1)
+            same = confirmed[other, row, column] & ((z[inside] / depth[other, row, column] - 1).abs() < _SAME_PLACE)
+            pair = torch.stack([own[:, inside[same]], images[other][:, row[same], column[same]]])
+            pair = pair[:, :, ((pair > _DARKEST) & (pair < _BRIGHTEST)).flatten(0, 1).all(0)]
+            if pair.shape[2] >= _FEWEST:
+                first.append(view)
+                second.append(other)
+                ratios.append((pair[1] / pair[0]).log().median(1).values)
+                weights.append(pair.shape[2] / _SAMPLES)
+    if not first:
+        return torch.ones(views, 3)
+    rows = torch.arange(len(first))
+    equations = torch.zeros(len(first), views, dtype=torch.float64)
+    equations[rows, first], equations[rows, second] = -1, 1
+    wanted, weight = torch.stack(ratios).double(), torch.tensor(weights, dtype=torch.float64)
+    trust = torch.ones_like(weight)
+    result = wanted.new_zeros(views, 3)
+    for _ in range(_ROUNDS):
+        weighted = equations * (weight * trust)[:, None]
+        normal = equations.T @ weighted + _PULL * torch.eye(views, dtype=torch.float64)
+        result = torch.linalg.solve(normal, weighted.T @ wanted)
+        errors = (equations @ result - wanted).abs().mean(1)
+        trust = _TYPICAL / errors.clamp(min=_TYPICAL)
+    return result.exp().float()
+
+
+def evened_out(images: Float[Tensor, "V 3 H W"], exposure: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3 H W"]:
+    """The pictures as if all had been exposed the same, in [0, 1]."""
+    return (images / exposure.to(images)[:, :, None, None]).clamp(0, 1)
