@@ -13,6 +13,7 @@ from da3gs.fusion import (
     doubtful,
     evened_out,
     exposures,
+    fill_holes,
     filter_pixels,
     flying_pixels,
     keep_budget,
@@ -257,6 +258,49 @@ def test_wrong_settings_and_sizes_are_refused():
     cameras, _, depth, splats = _room(2)
     with pytest.raises(InputError, match="one Gaussian per pixel"):
         filter_pixels(splats[:10], depth, cameras)
+
+
+# ------------------------------------------------------------------------------------------------ holes
+
+
+def _with_a_hole():
+    """Five views of a room whose back wall lost a patch in the middle, where depth was a fifth too small."""
+    cameras, images, depth, _ = _room(5)
+    points = cameras.unproject(depth)
+    flat = torch.stack([points[2, HEIGHT // 4, WIDTH // 2], points[2, HEIGHT // 4, WIDTH // 2 + 8]])
+    gone = (points - flat[0]).norm(dim=-1) < (flat[1] - flat[0]).norm()
+    wrong = torch.where(gone, 0.8 * depth, depth)
+    splats = gaussians_from_depth(images, depth, cameras)
+    return cameras, images, depth, wrong, gone, splats[~gone.flatten()]
+
+
+def test_holes_are_bridged_where_the_surfaces_around_say():
+    cameras, images, depth, wrong, gone, layer = _with_a_hole()
+    assert gone.any(0).any() and 50 < gone[2].sum() < 1000
+    fillers = fill_holes(layer, images, wrong, cameras, gone, ~gone)
+    assert 50 < len(fillers) < gone.sum()  # one layer of them
+    uv, z = cameras[2].project(fillers.means)
+    column, row = uv[0].long().unbind(-1)
+    assert (z[0] / depth[2][row.clamp(0, HEIGHT - 1), column.clamp(0, WIDTH - 1)] - 1).abs().median() < 0.02
+    config = RenderConfig(antialiased=True)
+    before = render(layer, cameras[2], config).alpha[0, ..., 0]
+    after = render(Gaussians.cat([layer, fillers]), cameras[2], config).alpha[0, ..., 0]
+    inner = gone[2] & (before < 0.2)
+    assert inner.sum() > 30 and (after[inner] > 0.6).float().mean() > 0.9
+
+
+def test_nothing_is_filled_without_a_picture_or_in_front_of_what_others_see():
+    cameras, images, depth, wrong, gone, layer = _with_a_hole()
+    assert len(fill_holes(layer, images, wrong, cameras, torch.zeros_like(gone), ~gone)) == 0
+    few = layer[:: len(layer) // 500]  # hardly a surface anywhere
+    assert len(fill_holes(few, images, wrong, cameras, gone, ~gone)) == 0
+    # One view measured something far behind the patch: it is a window.
+    window = torch.where(gone, 1.5 * depth, depth)
+    kept, candidates = ~gone, gone.clone()
+    candidates[0] = False
+    without = len(fill_holes(layer, images, window, cameras, candidates, kept))
+    kept[0] = True
+    assert len(fill_holes(layer, images, window, cameras, candidates, kept)) < 0.2 * without
 
 
 # ------------------------------------------------------------------------------------------------ exposure

@@ -4,12 +4,14 @@
     (not a number, no depth)         (depth edges)   (other views see through)   │   (sum of T alpha)
                                                              (another view shows it better)
 
-Every filter says how many it dropped, whether or not it was on. Beside them: one exposure for all pictures.
+Every filter says how many it dropped, whether or not it was on. Beside them: one exposure for all pictures, and holes
+filled between the surfaces that stay.
 """
 
 from da3gs.fusion.across_views import contradicted, repeated, single_layer
 from da3gs.fusion.budget import keep_budget
 from da3gs.fusion.exposure import evened_out, exposures
+from da3gs.fusion.filling import fill_holes
 from da3gs.fusion.filters import (
     FilterConfig,
     FilterRecord,
@@ -28,6 +30,7 @@ __all__ = [
     "doubtful",
     "evened_out",
     "exposures",
+    "fill_holes",
     "filter_pixels",
     "flying_pixels",
     "keep_budget",

@@ -38,7 +38,7 @@ from da3gs.pipeline.pose_check import check_against_prediction
 from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
 from da3gs.pipeline.sources import Source, gather, thinned
 from da3gs.pipeline.stages import Stages
-from da3gs.pipeline.surface import Surface, enlarged, placed, predicted_surface, refined, stereo_config
+from da3gs.pipeline.surface import Surface, enlarged, hole_fillers, placed, predicted_surface, refined, stereo_config
 from da3gs.rendering import RenderConfig
 
 DEFAULT_MODEL = "da3-tiny"
@@ -165,10 +165,15 @@ def reconstruct(
         )
         _check_left(records, report)
         gaussians = surface.gaussians[keep].detach()
-        if records[-1].setting:
+    fillers = None
+    if records[-1].setting:
+        with stages("filling holes"):
             gaussians = single_layer(gaussians)
+            fillers = hole_fillers(surface, gaussians, keep, config.filters)
+        report.content["filled_holes"] = len(fillers)
     # 4. The frame, when nobody gave one.
     moved = _frame(surface, gaussians, keep, source, config, report)
+    gaussians = gaussians if fillers is None else Gaussians.cat([gaussians, fillers])
     confidence = surface.confidence
     scene = Scene(
         gaussians,

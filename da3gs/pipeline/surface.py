@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from da3gs.errors import InputError
-from da3gs.fusion import evened_out, exposures
+from da3gs.fusion import FilterConfig, border, evened_out, exposures, fill_holes
+from da3gs.fusion.filters import SKY_SCORE
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import Views
@@ -48,6 +49,12 @@ class Surface:
     raw: Float[Tensor, "V H W 38"] | None = None
     confirmed: Bool[Tensor, "V H W"] | None = None
     exposure: Float[Tensor, "V 3"] | None = None
+
+    @property
+    def colors(self) -> Float[Tensor, "V 3 H W"]:
+        """Colours of splats: the pictures, as if exposed alike where that is known."""
+        images = self.views.images
+        return images if self.exposure is None else evened_out(images, self.exposure)
 
     @property
     def splat_confidence(self) -> Float[Tensor, "V H W"] | None:
@@ -144,12 +151,22 @@ def stereo_config(preset: str) -> StereoConfig:
 
 def placed(surface: Surface, *, head: bool = True) -> Surface:
     """With one splat per pixel, by the geometric prior and, if `head`, the corrections of a residual head."""
-    images = surface.views.images
     splats = gaussians_from_raw(
         surface.raw if head else None,
         surface.depth,
         surface.cameras,
-        images=images if surface.exposure is None else evened_out(images, surface.exposure),
+        images=surface.colors,
         confidence=surface.splat_confidence,
     )
     return replace(surface, gaussians=splats)
+
+
+def hole_fillers(surface: Surface, layer: Gaussians, keep: Bool[Tensor, " N"], filters: FilterConfig) -> Gaussians:
+    """Splats to add to what filters left of refined depth; none where sky or borders were dropped."""
+    assert surface.confirmed is not None
+    candidates = ~keep.reshape(surface.depth.shape) & (surface.depth > 0)
+    if surface.sky is not None and filters.sky:
+        candidates &= surface.sky < SKY_SCORE
+    if filters.border:
+        candidates &= ~border(surface.depth, filters.border)
+    return fill_holes(layer, surface.colors, surface.depth, surface.cameras, candidates, surface.confirmed)
