@@ -295,7 +295,9 @@ def summary(output: Path, report: dict[str, Any], stages: "Stages") -> str:
     line("frame", f"{report['frame']['source']}, {report['frame']['axes']}; unit: {report['frame']['unit']}")
     filters = report["filters"]
     dropped = [f"{f['name']} {f['before'] - f['after']}" for f in filters if f["before"] > f["after"]]
-    line("dropped", f"of {filters[0]['before']} pixels: {', '.join(dropped) or 'none'}")
+    filled = sum(max(f["after"] - f["before"], 0) for f in filters)
+    added = f"; {filled} splats added in holes" if filled else ""
+    line("dropped", f"of {filters[0]['before']} pixels: {', '.join(dropped) or 'none'}{added}")
     slow = sorted(stages.records, key=lambda record: -record.seconds)[:4]
     line("time", ", ".join(f"{record.name} {record.seconds:.1f} s" for record in slow))
     for choice in report["choices"]:

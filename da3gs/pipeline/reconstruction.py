@@ -170,7 +170,7 @@ def reconstruct(
         with stages("filling holes"):
             gaussians = single_layer(gaussians)
             fillers = hole_fillers(surface, gaussians, keep, config.filters)
-        report.content["filled_holes"] = len(fillers)
+        records.append(FilterRecord("holes filled", len(gaussians), len(gaussians) + len(fillers), True))
     # 4. The frame, when nobody gave one.
     moved = _frame(surface, gaussians, keep, source, config, report)
     gaussians = gaussians if fillers is None else Gaussians.cat([gaussians, fillers])
