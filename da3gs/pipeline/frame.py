@@ -1,15 +1,55 @@
 """The world frame of scenes whose cameras nobody gave: upright, centred, of unit size.
 
-Letters: V views, N points.
+Letters: V views, P pixels, N points.
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
+from da3gs.pipeline.report import Report
+from da3gs.pipeline.surface import Surface
 from da3gs.rendering.trajectories import up_direction
+
+AXES = "x right, y down, z forward (OpenCV)"
+
+
+def scene_from_surface(
+    surface: Surface,
+    points: Float[Tensor, "N 3"],
+    keep: Bool[Tensor, " P"],
+    report: Report,
+    *,
+    given: bool,
+    keep_unit: bool,
+) -> Similarity:
+    """Into the frame of the scene, with its description in the report.
+
+    Args:
+        points: Where the kept pixels are.
+        keep: Pixels in (view, row, column) order that are left.
+        given: The cameras were, and so the frame.
+        keep_unit: Leave the unit of an estimated frame alone.
+    """
+    if given:
+        report.content["frame"] = {"source": "given cameras", "axes": AXES, "unit": surface.unit}
+        return Similarity.identity()
+    views = keep.nonzero()[:, 0] // surface.depth[0].numel()
+    moved, facts = canonical_frame(surface.cameras, points, views, keep_scale=keep_unit)
+    report.content["frame"] = {
+        "source": "estimated",
+        "axes": f"{AXES}; y along the mean gravity of the pictures",
+        "unit": surface.unit if keep_unit else "median camera-to-point distance",
+        **facts,
+        "scene_from_network": moved.matrix.tolist(),
+    }
+    report.chose("up", facts["up_before"], "mean of the cameras' up directions")
+    report.chose("centre", facts["center_before"], "median of the Gaussians")
+    why = "the median distance from a camera to its points becomes 1"
+    report.chose("scale", facts["scale"], f"lengths are {surface.unit}" if keep_unit else why)
+    return moved
 
 
 def canonical_frame(

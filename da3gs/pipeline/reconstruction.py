@@ -23,13 +23,12 @@ from da3gs.errors import InputError
 from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget, single_layer
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
-from da3gs.geometry.similarity import Similarity
 from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import with_point_scale
 from da3gs.pipeline.fitting import fitted, released_head, splat_size
-from da3gs.pipeline.frame import canonical_frame
+from da3gs.pipeline.frame import scene_from_surface
 from da3gs.pipeline.keypoint_points import keypoint_points
 from da3gs.pipeline.matched import BY_MATCHES, with_matched_cameras
 from da3gs.pipeline.measured import measured_surface, with_measured_depth
@@ -42,7 +41,6 @@ from da3gs.pipeline.surface import Surface, enlarged, hole_fillers, placed, pred
 from da3gs.rendering import RenderConfig
 
 DEFAULT_MODEL = "da3-tiny"
-AXES = "x right, y down, z forward (OpenCV)"
 # Share of pixels other views agree on below which refined depth is doubtful.
 _FEW_CONFIRMED = 0.2
 # Share of pixels contradicted by other views from which on something is wrong beyond single pixels.
@@ -172,7 +170,9 @@ def reconstruct(
             fillers = hole_fillers(surface, gaussians, keep, config.filters)
         records.append(FilterRecord("holes filled", len(gaussians), len(gaussians) + len(fillers), True))
     # 4. The frame, when nobody gave one.
-    moved = _frame(surface, gaussians, keep, source, config, report)
+    given = source.posed and source.poses_from == "given"
+    keep_unit = surface.unit == "metres" or config.depth == "given"
+    moved = scene_from_surface(surface, gaussians.means, keep, report, given=given, keep_unit=keep_unit)
     gaussians = gaussians if fillers is None else Gaussians.cat([gaussians, fillers])
     confidence = surface.confidence
     scene = Scene(
@@ -373,31 +373,6 @@ def _check_left(records: list[FilterRecord], report: Report) -> None:
             f"the views contradict each other in {share:.0%} of the pixels left, which were dropped: depth and "
             "cameras do not fit together (a weak model, wrong cameras, or a scene that moved)"
         )
-
-
-def _frame(
-    surface: Surface, gaussians: Gaussians, keep: Tensor, source: Source, config: ReconstructConfig, report: Report
-) -> Similarity:
-    """scene_from_surface, and its description for the report."""
-    if source.posed and source.poses_from == "given":
-        report.content["frame"] = {"source": "given cameras", "axes": AXES, "unit": surface.unit}
-        return Similarity.identity()
-    pixels = surface.depth.shape[1] * surface.depth.shape[2]
-    views = keep.nonzero()[:, 0] // pixels
-    keeps_unit = surface.unit == "metres" or config.depth == "given"
-    moved, facts = canonical_frame(surface.cameras, gaussians.means, views, keep_scale=keeps_unit)
-    report.content["frame"] = {
-        "source": "estimated",
-        "axes": f"{AXES}; y along the mean gravity of the pictures",
-        "unit": surface.unit if keeps_unit else "median camera-to-point distance",
-        **facts,
-        "scene_from_network": moved.matrix.tolist(),
-    }
-    report.chose("up", facts["up_before"], "mean of the cameras' up directions")
-    report.chose("centre", facts["center_before"], "median of the Gaussians")
-    why = "the median distance from a camera to its points becomes 1"
-    report.chose("scale", facts["scale"], f"lengths are {surface.unit}" if keeps_unit else why)
-    return moved
 
 
 def _device(name: str) -> torch.device:
