@@ -1,13 +1,13 @@
 """Checkpoints of a run: complete or absent, without anything frozen, never unpickled.
 
 A checkpoint is a folder ``step_000123`` with ``state.safetensors`` (trained parameters, their average, the moments of
-AdamW) and ``state.json`` (counters). The data of a step is a function of its number, so nothing else is needed.
+the optimizers) and ``state.json`` (counters). The data of a step is a function of its number: nothing else is needed.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from da3gs.atomic import atomic_path
 from da3gs.errors import WeightsError
+from da3gs.train.optimizers import Muon, moments
 
 FOLDER = "checkpoints"
 _STATE, _FACTS = "state.safetensors", "state.json"
 _NAME = re.compile(r"step_(\d+)")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def trained_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -56,7 +56,7 @@ def save_state(
     step: int,
     parameters: Mapping[str, nn.Parameter],
     average: MovingAverage | None,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     facts: Mapping[str, Any],
     *,
     keep: int = 2,
@@ -68,11 +68,12 @@ def save_state(
     if average is not None:
         tensors |= {f"average/{name}": value for name, value in average.values.items()}
     counts = {}
-    for name, parameter in parameters.items():
-        state = optimizer.state.get(parameter)
-        if state:
-            tensors |= {f"{moment}/{name}": state[moment] for moment in _MOMENTS}
-            counts[name] = int(state["step"])
+    for optimizer in optimizers:
+        for name, parameter in parameters.items():
+            state = optimizer.state.get(parameter)
+            if state:
+                tensors |= {f"{moment}/{name}": state[moment] for moment in moments(optimizer)}
+                counts[name] = int(state.get("step", step))
     folder = run / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step_{step:07d}"
@@ -95,12 +96,12 @@ def load_state(
     path: Path,
     parameters: Mapping[str, nn.Parameter],
     average: MovingAverage | None,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
 ) -> dict[str, Any]:
     """Put a checkpoint back, strictly; returns its facts.
 
     Raises:
-        WeightsError: Damaged, or of other parameters than those trained now.
+        WeightsError: Damaged, or of other parameters or optimizers than those of now.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -126,9 +127,28 @@ def load_state(
         parameter.copy_(tensors[f"model/{name}"])
         if average is not None:
             average.values[name].copy_(tensors.get(f"average/{name}", tensors[f"model/{name}"]))
-        if name in facts["counts"]:
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(facts["counts"][name])),
-                **{moment: tensors[f"{moment}/{name}"].to(parameter) for moment in _MOMENTS},
-            }
+    for optimizer in optimizers:
+        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        for name, parameter in parameters.items():
+            if id(parameter) in own and name in facts["counts"]:
+                optimizer.state[parameter] = _state(optimizer, parameter, tensors, name, facts["counts"][name], path)
     return facts
+
+
+def _state(
+    optimizer: torch.optim.Optimizer,
+    parameter: nn.Parameter,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    count: int,
+    path: Path,
+) -> dict[str, Tensor]:
+    """What the optimizer remembers of a parameter."""
+    wanted = moments(optimizer)
+    if not all(f"{moment}/{name}" in tensors for moment in wanted):
+        raise WeightsError(
+            f"checkpoint {path} is of another optimizer than {type(optimizer).__name__} (it has no {wanted[0]} of "
+            f"{name}); resume with the optim.optimizer of the run, or start a new run"
+        )
+    state = {moment: tensors[f"{moment}/{name}"].to(parameter) for moment in wanted}
+    return state if isinstance(optimizer, Muon) else {"step": torch.tensor(float(count)), **state}

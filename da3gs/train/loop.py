@@ -1,6 +1,6 @@
 """The one training loop, on `accelerate`: one CPU, one GPU, or many of them with the same command.
 
-    batch(step) ─► loss ─► backward ─► [accumulate] ─► clip ─► AdamW ─► average ─► log, evaluate, checkpoint
+    batch(step) ─► loss ─► backward ─► [accumulate] ─► clip ─► optimizer ─► average ─► log, evaluate, checkpoint
 
 Whatever a step needs is a function of its number and the seed. So a run that is killed and resumed equals one that was
 not, and the same global batch gives the same step on any number of processes (up to rounding).
@@ -13,7 +13,7 @@ import platform
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from da3gs.config import config_to_tree, save_config
 from da3gs.errors import Da3gsError, InputError, MissingDependencyError
 from da3gs.train.checkpointing import MovingAverage, checkpoints, load_state, save_state, trained_parameters
 from da3gs.train.gs_head import GSHeadTask
+from da3gs.train.optimizers import open_optimizers
 from da3gs.train.reporting import Reporter
 from da3gs.train.student import StudentTask
 from da3gs.train.task import Task
@@ -31,9 +32,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW with linear warm-up and cosine decay.
+    """Linear warm-up and cosine decay of the rate, and what follows it.
 
     Attributes:
+        optimizer: "adamw", or "muon": steps of orthogonalised momentum for the matrices inside transformer blocks,
+            AdamW for all else. Every picture teaches da3-tiny about twice as much that way.
         lr: Peak learning rate.
         final_lr: Fraction of `lr` at the last step.
         camera_decoder_lr: Factor on the rate of the camera decoder. Its tokens have a large common part and no norm in
@@ -47,6 +50,7 @@ class OptimConfig:
         patience: Consecutive steps with a non-finite loss or gradient (each is skipped) before the run stops.
     """
 
+    optimizer: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-4
     final_lr: float = 0.01
     camera_decoder_lr: float = 0.1
@@ -131,24 +135,12 @@ def learning_rate(config: OptimConfig, step: int) -> float:
     return floor + (config.lr - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def parameter_groups(parameters: dict[str, torch.nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
-    """Groups of AdamW: matrices decay, biases, norms, scales and tokens do not; the camera decoder has its own rate."""
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in parameters.items():
-        decay = config.weight_decay if parameter.ndim >= 2 and min(parameter.shape) > 1 else 0.0
-        factor = config.camera_decoder_lr if "camera_decoder" in name else 1.0
-        group = groups.setdefault((decay, factor), {"params": [], "weight_decay": decay, "factor": factor})
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
 class _Run:
     def __init__(self, config: TrainConfig, task: Task, accelerator):
         self.config, self.task, self.accelerator = config, task, accelerator
         self.parameters = trained_parameters(task.module)
         task.module.to(accelerator.device)
-        groups = parameter_groups(self.parameters, config.optim)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas)
+        self.optimizers = open_optimizers(self.parameters, config.optim)
         self.module = accelerator.prepare(task.module)
         self.average = MovingAverage(self.parameters, config.optim.ema) if config.optim.ema else None
         self.step, self.skipped, self.skipped_in_row = 0, 0, 0
@@ -164,7 +156,7 @@ class _Run:
         if self.main:
             output.mkdir(parents=True, exist_ok=True)
         if found:
-            facts = load_state(found[-1], self.parameters, self.average, self.optimizer)
+            facts = load_state(found[-1], self.parameters, self.average, self.optimizers)
             self.step, self.skipped = facts["step"], facts["skipped"]
             logger.info("resumed from %s", found[-1])
         self.accelerator.wait_for_everyone()
@@ -187,7 +179,7 @@ class _Run:
             if self.reporter is not None:
                 facts = {
                     **terms,
-                    "lr": self.optimizer.param_groups[0]["lr"],
+                    "lr": learning_rate(config.optim, self.step - 1),
                     "grad_norm": norm,
                     "skipped": self.skipped,
                 }
@@ -208,9 +200,11 @@ class _Run:
     def _step(self, batches) -> tuple[dict[str, float], float, bool]:
         """One optimizer step. Returns the terms, the gradient norm, and whether it was finite (else: not taken)."""
         config, accelerator = self.config.optim, self.accelerator
-        for group in self.optimizer.param_groups:
+        groups = [group for optimizer in self.optimizers for group in optimizer.param_groups]
+        for group in groups:
             group["lr"] = group["factor"] * learning_rate(config, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
             batch = _on_device(next(batches), accelerator.device)
@@ -220,13 +214,14 @@ class _Run:
                 (terms["loss"] / config.accumulate).backward()
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / config.accumulate
-        norms = [torch.nn.utils.clip_grad_norm_(group["params"], config.clip) for group in self.optimizer.param_groups]
+        norms = [torch.nn.utils.clip_grad_norm_(group["params"], config.clip) for group in groups]
         norm = torch.stack(norms).norm()
         values = torch.stack([*(value.double() for value in sums.values()), norm.detach().double()])
         values = accelerator.reduce(values, "mean")  # every process sees the same numbers, so all decide alike
         finite = bool(torch.isfinite(values).all())
         if finite:
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
         *numbers, norm_value = values.tolist()
         return dict(zip(sums, numbers, strict=True)), norm_value, finite
 
@@ -288,7 +283,7 @@ class _Run:
                 self.step,
                 self.parameters,
                 self.average,
-                self.optimizer,
+                self.optimizers,
                 facts,
                 keep=self.config.keep,
             )

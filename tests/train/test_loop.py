@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,7 @@ def test_a_run_lowers_its_loss_and_leaves_everything_behind(smoke):
 
 
 def test_killed_and_resumed_equals_uninterrupted(smoke, tmp_path):
-    changes = {"optim.steps": 7, "checkpoint_every": 2, "evaluate_every": 100, "threads": 1}
+    changes = {"optim.steps": 7, "checkpoint_every": 2, "evaluate_every": 100, "threads": 1, "optim.optimizer": "muon"}
     whole, cut = (smoke(output=str(tmp_path / name), **changes) for name in ("whole", "cut"))
     process = start(cut, "new")
     deadline = time.monotonic() + 120
@@ -82,7 +83,7 @@ def test_killed_and_resumed_equals_uninterrupted(smoke, tmp_path):
     train(cut, resume=True)
     train(whole)
     a, b = state(whole.output), state(cut.output)
-    assert a.keys() == b.keys() and any(key.startswith("exp_avg_sq/") for key in a)
+    assert a.keys() == b.keys() and {"exp_avg_sq", "momentum"} <= {key.split("/")[0] for key in a}
     assert max(float((a[key].double() - b[key].double()).abs().max()) for key in a) == 0
     both = (whole.output, cut.output)
     losses = [[(line["step"], line["loss"]) for line in lines(run) if "loss" in line] for run in both]
@@ -144,6 +145,16 @@ def test_an_occupied_folder_is_not_overwritten(smoke):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="is damaged"):
         train(config, resume=True)
+
+
+def test_a_run_is_resumed_with_its_own_optimizer(smoke):
+    config = smoke(**{"optim.steps": 2, "stop_after": 1, "task.evaluation_scenes": 1})
+    train(config)
+    other = replace(config, optim=replace(config.optim, optimizer="muon"))
+    with pytest.raises(
+        WeightsError, match=r"another optimizer than Muon .*; resume with the optim\.optimizer of the run"
+    ):
+        train(other, resume=True)
 
 
 def test_learning_rate_schedule():
