@@ -8,6 +8,7 @@ from da3gs import Cameras, Gaussians, RenderConfig, render
 from da3gs.errors import InputError
 from da3gs.fusion import (
     FilterConfig,
+    blended,
     border,
     contradicted,
     doubtful,
@@ -332,6 +333,41 @@ def test_exposure_is_left_alone_where_pictures_share_nothing():
     found = exposures(images, depth, cameras, only)
     assert torch.equal(found[2], torch.ones(3)) and (found[1] / found[0] - 2).abs().max() < 0.15
     assert torch.equal(evened_out(images, torch.ones(3, 3)), images)
+
+
+def test_shades_that_vary_within_pictures_are_blended_and_detail_stays():
+    cameras, images, depth, _ = _room(5)
+    images = 0.2 + 0.6 * images
+    across = torch.linspace(-1, 1, WIDTH)
+    down = torch.linspace(-1, 1, HEIGHT)[:, None]
+    shade = 1 - 0.3 * (across**2 + down**2) / 2  # vignetting
+    shade = (
+        shade
+        * torch.stack([1 + 0.15 * slope * across.expand(HEIGHT, WIDTH) for slope in (-1, 0.5, 0, 1, -0.5)])[:, None]
+    )
+
+    def seams(pictures):
+        """Mean difference of a place's colour between the middle view and the others."""
+        found = []
+        points = cameras[2].unproject(depth[2:3]).reshape(-1, 3)
+        for other in (0, 1, 3, 4):
+            uv, z = (values[0] for values in cameras[other].project(points))
+            inside = (z > 0) & (uv >= 0).all(-1) & (uv < torch.tensor([WIDTH, HEIGHT])).all(-1)
+            column, row = uv[inside].long().unbind(-1)
+            same = (z[inside] / depth[other, row, column] - 1).abs() < 0.02
+            pair = pictures[2].flatten(1)[:, inside][:, same] - pictures[other][:, row[same], column[same]]
+            found.append(pair.abs().mean())
+        return float(torch.stack(found).mean())
+
+    shot = images * shade
+    even = blended(shot, depth, cameras)
+    floor = seams(images)  # pixels that do not fall onto each other exactly
+    assert seams(even) - floor < 0.35 * (seams(shot) - floor)
+    assert (blended(images, depth, cameras) / images - 1).abs().mean() < 0.01
+    factor = even / shot
+    assert factor.diff(dim=-1).abs().max() < 0.1 and factor.min() >= 0.5 and factor.max() <= 2
+    nowhere = torch.zeros_like(depth)
+    torch.testing.assert_close(blended(shot, nowhere, cameras), shot)
 
 
 # ------------------------------------------------------------------------------------------------ budget

@@ -4,13 +4,13 @@
     (not a number, no depth)         (depth edges)   (other views see through)   │   (sum of T alpha)
                                                              (another view shows it better)
 
-Every filter says how many it dropped, whether or not it was on. Beside them: one exposure for all pictures, and holes
-filled between the surfaces that stay.
+Every filter says how many it dropped, whether or not it was on. Beside them: one exposure and one tone for all
+pictures, and holes filled between the surfaces that stay.
 """
 
 from da3gs.fusion.across_views import contradicted, repeated, single_layer
 from da3gs.fusion.budget import keep_budget
-from da3gs.fusion.exposure import evened_out, exposures
+from da3gs.fusion.exposure import blended, evened_out, exposures
 from da3gs.fusion.filling import fill_holes
 from da3gs.fusion.filters import (
     FilterConfig,
@@ -25,6 +25,7 @@ from da3gs.fusion.filters import (
 __all__ = [
     "FilterConfig",
     "FilterRecord",
+    "blended",
     "border",
     "contradicted",
     "doubtful",

@@ -60,7 +60,7 @@ def contradicted(
         sure = confirmed.cpu() & (depth > 0)
         surest = torch.where(sure, _nearest_around(torch.where(sure, unknown_far, torch.inf)), 0.0)
     maps = [values.contiguous().numpy() for values in (_nearest_around(unknown_far), farthest, surest)]
-    views = _Views.of(points, cameras)
+    views = ViewLookup.of(points, cameras)
     against, agreeing = (np.zeros((len(depth), depth[0].numel()), np.int16) for _ in range(2))
     refuted = np.zeros_like(against, dtype=bool)
 
@@ -98,7 +98,7 @@ def repeated(
     from da3gs.fusion.across_views_loops import mark_beaten, mark_covered
 
     means = gaussians.means.reshape(*depth.shape, 3).cpu()
-    views = _Views.of(means, cameras)
+    views = ViewLookup.of(means, cameras)
     scores = _averaged(_squareness(gaussians, means, cameras) * _pixels_per_unit(depth, cameras)).numpy()
     depths, kept = depth.cpu().contiguous().numpy(), keep.cpu().numpy()
     accepted, covered = np.zeros_like(kept), np.zeros_like(kept)
@@ -138,7 +138,7 @@ def single_layer(gaussians: Gaussians) -> Gaussians:
 
 
 @dataclass(frozen=True, eq=False)
-class _Views:
+class ViewLookup:
     """Points of every view, its neighbours, and how they project: float32 arrays for the loops."""
 
     points: np.ndarray  # [V, H W, 3]
@@ -146,11 +146,11 @@ class _Views:
     neighbours: list[np.ndarray]
 
     @staticmethod
-    def of(points: Float[Tensor, "V H W 3"], cameras: Cameras) -> "_Views":
+    def of(points: Float[Tensor, "V H W 3"], cameras: Cameras) -> "ViewLookup":
         exact = cameras.detach().to("cpu", torch.float64)
         projections = (exact.K @ exact.cam_from_world[:, :3]).float().contiguous().numpy()
         flat = points.detach().cpu().float().reshape(len(points), -1, 3).contiguous().numpy()
-        return _Views(flat, projections, [np.array(others, np.int64) for others in neighbours(exact)])
+        return ViewLookup(flat, projections, [np.array(others, np.int64) for others in neighbours(exact)])
 
     def lookup(self, view: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         others = self.neighbours[view]

@@ -107,3 +107,26 @@ def mark_covered(points, waiting, others, projections, depth, accepted, toleranc
             if np.any(accepted[other, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2]):
                 covered[n] = True
                 break
+
+
+@loop
+def sum_over_views(points, others, projections, images, depth, tolerance, total, count):
+    """Add to each point the colours in which other views show it, and to its count how many do.
+
+    Args:
+        points: [N, 3].
+        others, projections: [O] and [O, 3, 4].
+        images, depth: [V, H, W, 3] and [V, H, W].
+        tolerance: Relative, of depth, up to which a view shows the point.
+        total, count: [N, 3] and [N], added to.
+    """
+    height, width = depth.shape[1:]
+    for n in range(len(points)):
+        for k in range(len(others)):
+            other = others[k]
+            row, column, z = looked_up(points[n], projections[k], height, width)
+            if row < 0 or abs(z / depth[other, row, column] - 1) >= tolerance:
+                continue
+            count[n] += 1
+            for channel in range(3):
+                total[n, channel] += images[other, row, column, channel]

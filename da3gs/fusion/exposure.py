@@ -1,13 +1,18 @@
 """One exposure for all pictures: cameras that meter by themselves show one wall in several shades.
 
+    pictures ─► a factor per picture and channel (exposure, white balance) ─► a smooth field of factors (shine,
+                                                                              vignetting, what phones do to contrast)
+
 Letters: V views, H W pixels.
 """
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from da3gs.fusion.across_views import neighbours
+from da3gs.fusion.across_views import ViewLookup, neighbours
 from da3gs.geometry.cameras import Cameras
 
 # Pixels compared per pair of views, at most; fewer than the second number tell nothing.
@@ -21,6 +26,9 @@ _TYPICAL = 0.02
 _ROUNDS = 5
 # Pull towards no change, in pairs of views.
 _PULL = 0.05
+# The field of factors: averaged over a square that reaches this far, as a fraction of the shorter side; pull towards no
+# change, as a share of the pixels in it; at most this factor.
+_REACH, _FIELD_PULL, _MOST = 0.03, 0.02, 2.0
 
 
 @torch.no_grad()
@@ -87,3 +95,48 @@ def exposures(
 def evened_out(images: Float[Tensor, "V 3 H W"], exposure: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3 H W"]:
     """The pictures as if all had been exposed the same, in [0, 1]."""
     return (images / exposure.to(images)[:, :, None, None]).clamp(0, 1)
+
+
+@torch.no_grad()
+def blended(
+    images: Float[Tensor, "V 3 H W"], depth: Float[Tensor, "V H W"], cameras: Cameras
+) -> Float[Tensor, "V 3 H W"]:
+    """Pictures in the tone of all views together, each with its own detail, so that no seams show between them.
+
+    Every pixel that other views show too has a mean over these views. Averages of means and of own values over a square
+    around it have a ratio, by which the pixel is multiplied. Runs on the CPU.
+
+    Args:
+        images: In [0, 1], evened out.
+        depth: z-depth in the unit of `cameras`; <= 0 is unknown.
+        cameras: Posed, at the size of the maps.
+    """
+    from da3gs.fusion.across_views_loops import sum_over_views
+
+    depth = depth.cpu().float()
+    views = ViewLookup.of(cameras.detach().to("cpu", torch.float32).unproject(depth), cameras)
+    colors = images.cpu().movedim(1, -1).float().contiguous().numpy()
+    depths = depth.contiguous().numpy()
+    reach = max(1, round(_REACH * min(depth.shape[1:])))
+    result = torch.empty_like(images)
+
+    def blend(view: int) -> None:
+        own = colors[view]
+        total, count = own.reshape(-1, 3).copy(), np.ones(own.shape[0] * own.shape[1], np.float32)
+        sum_over_views(*views.lookup(view), colors, depths, np.float32(_SAME_PLACE), total, count)
+        shared = torch.from_numpy((count > 1).reshape(own.shape[:2])) & (depth[view] > 0)
+        mean = torch.from_numpy((total / count[:, None]).reshape(own.shape)).movedim(-1, 0)
+        picture = images[view].cpu().float()
+        pull = _FIELD_PULL * _square_mean(picture, reach)
+        meant, shown = _square_mean(mean * shared, reach) + pull, _square_mean(picture * shared, reach) + pull
+        factor = (meant / shown.clamp(min=1e-6)).clamp(1 / _MOST, _MOST)
+        result[view] = (picture * factor).clamp(0, 1).to(result)
+
+    views.each(blend)
+    return result
+
+
+def _square_mean(values: Float[Tensor, "C H W"], reach: int) -> Float[Tensor, "C H W"]:
+    for _ in range(2):
+        values = F.avg_pool2d(values, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
+    return values

@@ -1,6 +1,6 @@
 """One splat per pixel before anything is dropped: maps of a prediction, at the size splats are placed at.
 
-    prediction ─► larger pictures ─► depth refined by the pictures, one exposure (known cameras) ─► splats
+    prediction ─► larger pictures ─► depth refined by the pictures, one tone (known cameras) ─► splats
 
 Letters: V views, H W pixels, S sources.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from da3gs.errors import InputError
-from da3gs.fusion import FilterConfig, border, evened_out, exposures, fill_holes
+from da3gs.fusion import FilterConfig, blended, border, evened_out, exposures, fill_holes
 from da3gs.fusion.filters import SKY_SCORE
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
@@ -36,7 +36,8 @@ class Surface:
         confidence, sky: As predicted, or None.
         raw: Output of a residual Gaussian head, or None.
         confirmed: Where other views agree with refined depth; None if it was not refined.
-        exposure: [V, 3] how much brighter than all together each picture is, or None; colours of splats are without.
+        exposure: [V, 3] how much brighter than all together each picture is, or None.
+        blended: The pictures as if exposed alike and in one tone, or None.
     """
 
     views: Views
@@ -49,12 +50,12 @@ class Surface:
     raw: Float[Tensor, "V H W 38"] | None = None
     confirmed: Bool[Tensor, "V H W"] | None = None
     exposure: Float[Tensor, "V 3"] | None = None
+    blended: Float[Tensor, "V 3 H W"] | None = None
 
     @property
     def colors(self) -> Float[Tensor, "V 3 H W"]:
         """Colours of splats: the pictures, as if exposed alike where that is known."""
-        images = self.views.images
-        return images if self.exposure is None else evened_out(images, self.exposure)
+        return self.views.images if self.blended is None else self.blended
 
     @property
     def splat_confidence(self) -> Float[Tensor, "V H W"] | None:
@@ -140,8 +141,16 @@ def refined(
     )
     if not any(found.matched):
         return surface
-    exposure = exposures(surface.views.images, found.depth, surface.cameras, found.confirmed)
-    return replace(surface, depth=found.depth, confirmed=found.confirmed, exposure=exposure, gaussians=None)
+    images = surface.views.images
+    exposure = exposures(images, found.depth, surface.cameras, found.confirmed)
+    return replace(
+        surface,
+        depth=found.depth,
+        confirmed=found.confirmed,
+        exposure=exposure,
+        blended=blended(evened_out(images, exposure), found.depth, surface.cameras),
+        gaussians=None,
+    )
 
 
 def stereo_config(preset: str) -> StereoConfig:
