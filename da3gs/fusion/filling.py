@@ -19,8 +19,8 @@ from da3gs.model.gaussian_adapter import gaussians_from_raw
 from da3gs.rendering import RenderConfig, render
 from da3gs.stereo.agreement import bent_to_meet
 
-# Alpha below which a pixel is a hole, and above which its rendered depth is a surface.
-_HOLE, _SURFACE = 0.4, 0.8
+# Alpha above which a pixel's rendered depth is a surface; below, it is a hole.
+_SURFACE = 0.8
 # A hole is bridged where this share of a square around it, of this reach as a fraction of the shorter side, is surface.
 _SHARE, _REACH = 0.4, 0.08
 # Relative depth by which a bridge must clear what others see behind it, and up to which two bridges are one.
@@ -56,7 +56,7 @@ def fill_holes(
         seen = render(layer, cameras[view : view + 1], RenderConfig(antialiased=True))
         alpha, surface = seen.alpha[..., 0].to(depth), seen.depth.reshape(1, *depth.shape[1:]).to(depth)
         known = (alpha > _SURFACE) & (surface > 0)
-        hole = candidates[view] & (alpha < _HOLE)[0] & (_share_around(known)[0] > _SHARE)
+        hole = (candidates[view] & ~known & (_share_around(known) > _SHARE))[0]
         between = bent_to_meet(torch.ones_like(surface), torch.where(known, surface, 1.0), known)[0]
         bridged[view], holes[view] = torch.where(hole, between, depth[view]), hole
     if not holes.any():
