@@ -20,8 +20,8 @@ class TrainCommand:
     One command for everything: on several GPUs or nodes start it with accelerate, as in
     `accelerate launch --multi_gpu --num_processes 8 -m da3gs.cli.main train gs_head_dl3dv_base`.
 
-    Shipped: smoke_cpu (seconds, proves that training works here), student_synthetic_tiny (da3-tiny),
-    gs_head_synthetic_tiny, gs_head_dl3dv_base (8 GPUs).
+    Shipped: smoke_cpu (seconds, proves that training works here), student_synthetic_tiny, student_synthetic_tiny_fine
+    and gs_head_synthetic_tiny (da3-tiny and its head, in this order), gs_head_dl3dv_base (8 GPUs).
 
     Examples:
       da3gs train smoke_cpu --output runs/smoke

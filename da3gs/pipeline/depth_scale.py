@@ -28,10 +28,6 @@ logger = logging.getLogger(__name__)
 
 # A median of fewer ratios says little.
 FEWEST_POINTS = 30
-# Keypoints of two views are placed by a pixel or so, where structure from motion has whole tracks: more of them are
-# asked for, and their own error (of the logarithm of depth) is taken off what they want to bend.
-_FEWEST_KEYPOINTS = 100
-_KEYPOINT_NOISE = 0.03
 # Points belong to the cameras when at least this share of them projects into the images that are said to see them.
 _INSIDE = 0.5
 # Ratios that spread by more than this (robust standard deviation, relative) cast doubt on depth or cameras.
@@ -48,6 +44,28 @@ _STEEPEST = 0.7
 _EXACT = 1e-3
 # MAD of a normal distribution -> its standard deviation.
 _SIGMA_FROM_MAD = 1.4826
+
+
+@dataclass(frozen=True)
+class PointOrigin:
+    """Who found sparse points, and how far they are trusted.
+
+    Attributes:
+        name: For the report.
+        fewest: Fewer say nothing.
+        noise: Their own error, of the logarithm of depth: taken off what they want to bend.
+        expected: They came with the cameras, so that too few or poor ones are news.
+    """
+
+    name: str
+    fewest: int
+    noise: float
+    expected: bool
+
+
+WITH_THE_CAMERAS = PointOrigin("sparse points", FEWEST_POINTS, noise=0.0, expected=True)
+# Keypoints of two views are placed by a pixel or so, where structure from motion has whole tracks.
+KEYPOINTS = PointOrigin("keypoints that the pictures share", 100, noise=0.03, expected=False)
 
 
 @dataclass(frozen=True)
@@ -70,9 +88,8 @@ class PointScale:
     per_view: tuple[float | None, ...]
     inside: float
 
-    @property
-    def usable(self) -> bool:
-        return self.points >= FEWEST_POINTS and self.inside >= _INSIDE
+    def usable(self, origin: PointOrigin) -> bool:
+        return self.points >= origin.fewest and self.inside >= _INSIDE
 
 
 def scale_from_points(
@@ -112,48 +129,51 @@ def scale_from_points(
 
 
 def with_point_scale(
-    prediction: ScenePrediction, points: Sequence[Float[Tensor, "_m 3"]], report: Report, *, origin: str | None = None
-) -> ScenePrediction:
-    """The prediction with depth and Gaussians at the scale of sparse points, where there are enough of them.
+    prediction: ScenePrediction,
+    points: Sequence[Float[Tensor, "_m 3"]],
+    report: Report,
+    origin: PointOrigin = WITH_THE_CAMERAS,
+) -> ScenePrediction | None:
+    """The prediction with depth and Gaussians at the scale of sparse points; None where there are too few of them.
 
     Every view is scaled about its camera centre: the cameras stay where they are.
 
     Args:
         prediction: With cameras.
         points: Per view the points [m, 3] it sees, in the frame of the cameras.
-        origin: Who found them, where they did not come with the cameras; too few or poor ones are then no news.
+        origin: Who found them.
     """
     depth = prediction.depth
     assert isinstance(depth, Tensor) and prediction.cameras is not None
     found = scale_from_points(depth, prediction.cameras, points)
-    if origin is not None and not (found.usable and found.points >= _FEWEST_KEYPOINTS):
-        return prediction
+    usable = found.usable(origin)
+    if not usable and not origin.expected:
+        return None
     facts: dict[str, Any] = {
-        "factor": found.factor if found.usable else 1.0,
+        "factor": found.factor if usable else 1.0,
         "points": found.points,
         "views": found.views,
         "spread": found.spread,
         "per_view": list(found.per_view),
     }
     report.content["depth_scale"] = facts
-    if not found.usable:
+    if not usable:
         why = f"{found.points} points" if found.inside >= _INSIDE else "points that the cameras do not see"
         facts["source"] = f"left as it was ({why}: too few to tell)"
-        return prediction
-    facts["source"] = origin or "sparse points"
+        return None
+    facts["source"] = origin.name
     why = (
         f"median ratio of the depth of sparse points to the predicted one, {found.points} sightings in {found.views} "
         f"views, spread {found.spread:.0%}"
     )
     report.chose("scale of the depth", found.factor, why)
     logger.info("scale of the depth: times %.3g, the %s", found.factor, why)
-    if origin is None and found.spread > _WIDE_SPREAD:
+    if origin.expected and found.spread > _WIDE_SPREAD:
         report.warn(
             f"predicted depth and the sparse points of the cameras agree only to {found.spread:.0%} after scaling: the "
             "model is weak on this scene, or cameras and images do not belong together"
         )
-    noise = 0.0 if origin is None else _KEYPOINT_NOISE
-    field = bend_through_points(depth, prediction.cameras, points, found.factor, found.spread, noise=noise)
+    field = bend_through_points(depth, prediction.cameras, points, found.factor, found.spread, noise=origin.noise)
     facts["bend"] = float((field / found.factor).log().abs().median().exp() - 1)
     report.chose(
         "bend of the depth",
@@ -178,9 +198,9 @@ def through_keypoints(
 ) -> Float[Tensor, "V H W"]:
     """Depth scaled and bent to meet `keypoint_points`; as it was where they are too few."""
     found = scale_from_points(depth, cameras, points)
-    if not found.usable or found.points < _FEWEST_KEYPOINTS:
+    if not found.usable(KEYPOINTS):
         return depth
-    return depth * bend_through_points(depth, cameras, points, found.factor, found.spread, noise=_KEYPOINT_NOISE)
+    return depth * bend_through_points(depth, cameras, points, found.factor, found.spread, noise=KEYPOINTS.noise)
 
 
 def _moved_gaussians(

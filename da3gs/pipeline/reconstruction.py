@@ -26,7 +26,7 @@ from da3gs.geometry.cameras import Cameras
 from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.scene_prediction import ScenePrediction
-from da3gs.pipeline.depth_scale import with_point_scale
+from da3gs.pipeline.depth_scale import KEYPOINTS, with_point_scale
 from da3gs.pipeline.fitting import fitted, released_head, splat_size
 from da3gs.pipeline.frame import scene_from_surface
 from da3gs.pipeline.keypoint_points import keypoint_points
@@ -164,7 +164,7 @@ def reconstruct(
         _check_left(records, report)
         gaussians = surface.gaussians[keep].detach()
     fillers = None
-    if records[-1].setting:
+    if any(record.name == "overlap" and record.setting for record in records):
         with stages("filling holes"):
             gaussians = single_layer(gaussians)
             fillers = hole_fillers(surface, gaussians, keep, config.filters)
@@ -255,13 +255,14 @@ def _predicted(
         report.chose("scale of the depth by the pictures", found.factor, why)
     own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
     refine = config.refine_depth and source.posed and len(source) > 1 and not own_head and not measured
-    before = prediction
+    at_points = None
     # Keypoints matched along epipolar lines are more than those that found the cameras.
     if refine and config.keypoints and (source.points is None or source.poses_from == BY_MATCHES):
         with stages("matching keypoints"):
-            prediction = _at_keypoints(prediction, source, report)
-    if prediction is before and source.points is not None and source.posed and not measured:
-        prediction = with_point_scale(prediction, source.points, report)
+            at_points = _at_keypoints(prediction, source, report)
+    if at_points is None and source.points is not None and source.posed and not measured:
+        at_points = with_point_scale(prediction, source.points, report)
+    prediction = prediction if at_points is None else at_points
     for note in prediction.notes:
         report.warn(note, logged=True)
     views = replace(prediction.views, names=source.names)
@@ -302,13 +303,13 @@ def _predicted(
         return placed(surface, head=surface.confirmed is None)
 
 
-def _at_keypoints(prediction: ScenePrediction, source: Source, report: Report) -> ScenePrediction:
-    """Depth through keypoints that the pictures share."""
+def _at_keypoints(prediction: ScenePrediction, source: Source, report: Report) -> ScenePrediction | None:
+    """Depth through keypoints that the pictures share; None where there are too few."""
     # Single-view models know no unit that cameras could give.
     if prediction.alignment is None or prediction.cameras is None:
-        return prediction
+        return None
     points = keypoint_points(source.images, prediction.views, prediction.cameras, prediction.depth)
-    return with_point_scale(prediction, points, report, origin="keypoints that the pictures share")
+    return with_point_scale(prediction, points, report, KEYPOINTS)
 
 
 def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Surface:
