@@ -195,7 +195,7 @@ def _scalar(hint, value: Any, where: str):
         if math.isfinite(number):
             return number
     elif hint is Path and isinstance(value, str):
-        return Path(value)
+        return Path(value).expanduser()
     elif hint is type(None):
         if value is None:
             return None

@@ -1,5 +1,6 @@
 """`da3gs train`: run a training configuration."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -7,6 +8,8 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from da3gs.cli.console import print_json, print_result
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,7 +70,11 @@ class TrainCommand:
 
             print_result(yaml.safe_dump(config_to_tree(config), sort_keys=False).rstrip())
             return 0
-        metrics = train(config, resume=self.resume)
+        try:
+            metrics = train(config, resume=self.resume)
+        except KeyboardInterrupt:
+            logger.warning("stopped; --resume goes on from the last checkpoint in %s", config.output)
+            raise
         if self.json:
             print_json({"output": str(config.output), "metrics": metrics})
         else:

@@ -26,7 +26,7 @@ class ViewSamplingConfig:
         targets: Target views per sample.
         gap: Fewest and most frames between neighbouring context views at the end of the curriculum.
         first_gap: The same at its start (narrow baselines are easier).
-        warm_up_steps: Steps over which the bounds move from `first_gap` to `gap`.
+        warm_up_steps: Micro-batches over which the bounds move from `first_gap` to `gap`.
         target_margin: Targets may lie this many frames outside the span of the context (0: interpolation only).
     """
 

@@ -21,7 +21,7 @@ from da3gs.model.photometric_scale import photometric_scale
 from da3gs.pipeline.surface import stereo_config
 from da3gs.train.samples import TrainingSample
 
-# Range of scales between the network's and the true cameras within which their pictures are compared.
+# Range of errors of the scale within which the pictures of predicted and true cameras are compared.
 SCALE_RANGE = (1 / 3, 3.0)
 
 
@@ -34,7 +34,8 @@ class FrozenSample:
         tokens: Output of the backbone, for the head.
         depth, confidence: [V, H, W] in the network's unit; between given poses refined by the pictures, if asked for.
         cameras: In the network's frame: its own, or with given poses the true ones moved there.
-        world_from_network: Into the frame of the targets; None if the scales are further apart than `SCALE_RANGE`.
+        world_from_network: Into the frame of the targets; None if the scale of predicted cameras is further off than
+            `SCALE_RANGE`, by the true depth, or where there is none by how the pictures agree between the true cameras.
         true_depth, true_cameras: Of the context in the frame of the targets; depth 0 where unknown.
     """
 
@@ -76,16 +77,31 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth
     """
     device = next(network.parameters()).device
     images, true = context.images.to(device), context.cameras.to(device)
-    true_depth = context.depth.to(device)
-    width, height = true.size
     normalised = normalise(images)
     # 1. Tokens, conditioned as in `DA3Model.predict`.
     known = network.encode_known_cameras([normalized_poses(true)], normalised[None]) if posed else None
     tokens = network.backbone(normalised[None], known)
-    # 2. Depth and cameras.
+    # Only the backbone may run in half precision: poses and parallax must not.
     with torch.autocast(device.type, enabled=False):
-        maps = network.head(tokens, (height, width), rays=False)
-        encoding = network.camera_decoder(tokens.class_token(-1))[0]
+        return _placed(network, context, images, normalised, tokens, posed=posed, refine_depth=refine_depth)
+
+
+def _placed(
+    network,
+    context: TrainingSample,
+    images: Tensor,
+    normalised: Tensor,
+    tokens: BackboneOutput,
+    *,
+    posed: bool,
+    refine_depth: bool,
+) -> FrozenSample:
+    """Depth and cameras of the tokens, and the way from there into the frame of the targets."""
+    true, true_depth = context.cameras.to(images.device), context.depth.to(images.device)
+    width, height = true.size
+    # 2. Depth and cameras.
+    maps = network.head(tokens, (height, width), rays=False)
+    encoding = network.camera_decoder(tokens.class_token(-1))[0]
     world_from_cam, K = decode_cameras(encoding, width, height)
     predicted = Cameras(torch.linalg.inv(world_from_cam), K, width, height)
     # 3. The way to the true frame, over the context cameras; scales are compared with both worlds of size about 1.
@@ -93,15 +109,18 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth
     moved = alignment.target_from_source
     if SCALE in alignment.unobservable:
         moved = _with_scale(moved, predicted, true, _depth_ratio(true_depth, maps.depth))
+    known = bool((true_depth > 0).any())
+    agreeing = 1.0  # factor on depth at which the pictures agree between the true cameras
+    if posed or not known:
+        agreeing = photometric_scale(images, maps.depth, true.transform(moved.inverse())).factor
     if posed:  # as `DA3Model.predict` does with refine_scale
-        factor = photometric_scale(images, maps.depth, true.transform(moved.inverse())).factor
-        moved = moved @ Similarity(factor, torch.eye(3), torch.zeros(3))
+        moved = moved @ Similarity(agreeing, torch.eye(3), torch.zeros(3))
     depth, confidence = maps.depth, maps.confidence
     cameras = true.transform(moved.inverse()) if posed else predicted
     if posed and refine_depth:
         refined = stereo.refine_depth(images, depth, cameras, config=stereo_config(network.config.name))
         depth, confidence = refined.depth, stereo.surer_where_confirmed(confidence, refined.confirmed)
-    ratio = float(moved.scale) / _unit(true, true_depth)
+    ratio = float(moved.scale) / _mean_distance(true, true_depth) if known else agreeing
     usable = posed or SCALE_RANGE[0] <= ratio <= SCALE_RANGE[1]
     return FrozenSample(
         images=images,
@@ -116,14 +135,10 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth
     )
 
 
-def _unit(cameras: Cameras, depth: Tensor) -> float:
-    """Length of the true world that the network calls about 1: mean point distance, or median camera distance."""
-    known = depth > 0
-    if known.any():
-        points = cameras.unproject(depth)[known]
-        return float((points - cameras.centers[0]).norm(dim=-1).mean())
-    distances = (cameras.centers - cameras.centers[0]).norm(dim=-1)
-    return float(distances[distances > 0].median()) if (distances > 0).any() else 1.0
+def _mean_distance(cameras: Cameras, depth: Tensor) -> float:
+    """Mean distance of the known points from the first camera: the length that the network calls about 1."""
+    points = cameras.unproject(depth)[depth > 0]
+    return float((points - cameras.centers[0]).norm(dim=-1).mean())
 
 
 def _depth_ratio(true: Tensor, predicted: Tensor) -> float:

@@ -32,7 +32,7 @@ from da3gs.model.presets import GSHeadConfig
 from da3gs.rendering.render import RenderConfig, render
 from da3gs.train.frozen import FrozenSample, frozen_sample
 from da3gs.train.samples import SyntheticData, TrainingSample
-from da3gs.train.task import Evaluation, pick_scenes
+from da3gs.train.task import Evaluation, pick_scenes, share_of
 from da3gs.train.transforms_data import TransformsData
 
 _COVERED = 0.5  # alpha of the prior's render above which context views are taken to see a pixel
@@ -99,6 +99,8 @@ class GSHeadTask:
     def __post_init__(self):
         if self.scenes_per_batch < 1 or not 0 <= self.given_poses <= 1:
             raise InputError("scenes_per_batch must be >= 1 and given_poses a probability")
+        if self.draws and self.views.warm_up_steps:
+            raise InputError("draws fixes the views of a scene, views.warm_up_steps moves them; set one of them to 0")
         if self.cache and not self.draws:
             raise InputError("a cache of frozen features needs fixed draws per scene; set draws >= 1")
 
@@ -147,7 +149,7 @@ class GSHeadTraining:
         """Scenes of micro-batch `index` for one process: a list of pictures and cameras, still without the network."""
         config = self.config
         rng = random.Random(f"{self.seed} gs_head {index}")
-        size = rng.choice(config.data.sizes)
+        size = rng.choice(self.source.sizes)
         context = rng.randint(*config.views.context)
         scenes = pick_scenes(rng, self.source.indices(size), config.scenes_per_batch, processes)
         drawn = []
@@ -161,7 +163,7 @@ class GSHeadTraining:
                 context = own.randint(*config.views.context)
             posed = own.random() < config.given_poses
             drawn.append(self.draw(self.source, scene, context, index, own, posed) | {"key": key})
-        return {"scenes": drawn}
+        return {"scenes": drawn, "share": share_of(len(drawn), len(scenes), processes)}
 
     def draw(self, source, scene: int, context: int, step: int, rng: random.Random, posed: bool) -> dict[str, Any]:
         """One sample: context and target views, and whether its poses are given."""
@@ -201,11 +203,12 @@ class GSHeadTraining:
     # ---------------------------------------------------------------- loss
 
     def loss(self, module: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Mean over the scenes of the batch."""
+        """Mean over the scenes of the batch, times its "share" if it has one."""
         device = next(module.parameters()).device
         parts = [self._scene_loss(module, drawn, device) for drawn in batch["scenes"]]
         names = parts[0].keys()
-        return {name: torch.stack([part[name] for part in parts]).mean() for name in names}
+        share = batch.get("share", 1.0)
+        return {name: share * torch.stack([part[name] for part in parts]).mean() for name in names}
 
     def _scene_loss(self, module: nn.Module, drawn: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
         weights, target = self.config.losses, drawn["target"]

@@ -102,6 +102,13 @@ class TrainConfig:
     keep: int = 2
     stop_after: int = 0
 
+    def __post_init__(self):
+        for name in ("checkpoint_every", "evaluate_every", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1; got {getattr(self, name)}")
+        if min(self.threads, self.workers, self.stop_after) < 0:
+            raise InputError("threads, workers and stop_after cannot be negative")
+
 
 def train(config: TrainConfig, *, resume: bool = False) -> dict[str, float]:
     """Run to the end and return the last evaluation.
@@ -155,9 +162,21 @@ class _Run:
             raise InputError(f"{output} holds a run at {found[-1].name}; add --resume to go on, or name another output")
         if self.main:
             output.mkdir(parents=True, exist_ok=True)
+        step = int(found[-1].name.removeprefix("step_")) if found else -1
+        steps = self.accelerator.gather(torch.tensor([step], device=self.accelerator.device)).tolist()
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"processes see different checkpoints in {output} (steps {sorted(set(steps))}, -1: none); resume with "
+                "an output folder that all nodes share"
+            )
         if found:
             facts = load_state(found[-1], self.parameters, self.average, self.optimizers)
             self.step, self.skipped = facts["step"], facts["skipped"]
+            if facts["seed"] != self.config.seed:
+                raise InputError(
+                    f"the run in {output} has seed {facts['seed']}, this configuration {self.config.seed}; resume with "
+                    "the seed of the run"
+                )
             logger.info("resumed from %s", found[-1])
         self.accelerator.wait_for_everyone()
         if self.main:
@@ -169,29 +188,31 @@ class _Run:
         last = config.optim.steps if not config.stop_after else min(config.optim.steps, self.step + config.stop_after)
         batches = self._batches(last)
         metrics: dict[str, float] = {}
-        while self.step < last:
-            begun = time.perf_counter()
-            terms, norm, finite = self._step(batches)
-            self._count(finite)
-            self.step += 1
-            if finite and self.average is not None:
-                self.average.update(self.parameters, self.step)
+        try:
+            while self.step < last:
+                begun = time.perf_counter()
+                terms, norm, finite = self._step(batches)
+                self._count(finite)
+                self.step += 1
+                if finite and self.average is not None:
+                    self.average.update(self.parameters, self.step)
+                if self.reporter is not None:
+                    facts = {
+                        **terms,
+                        "lr": learning_rate(config.optim, self.step - 1),
+                        "grad_norm": norm,
+                        "skipped": self.skipped,
+                    }
+                    pictures = self.task.images_per_step * config.optim.accumulate
+                    self.reporter.step(self.step, facts, pictures, time.perf_counter() - begun)
+                ends = self.step == last
+                if ends or self.step % config.evaluate_every == 0:
+                    metrics = self._evaluate()
+                if ends or self.step % config.checkpoint_every == 0:
+                    self._checkpoint()
+        finally:
             if self.reporter is not None:
-                facts = {
-                    **terms,
-                    "lr": learning_rate(config.optim, self.step - 1),
-                    "grad_norm": norm,
-                    "skipped": self.skipped,
-                }
-                pictures = self.task.images_per_step * config.optim.accumulate
-                self.reporter.step(self.step, facts, pictures, time.perf_counter() - begun)
-            ends = self.step == last
-            if ends or self.step % config.evaluate_every == 0:
-                metrics = self._evaluate()
-            if ends or self.step % config.checkpoint_every == 0:
-                self._checkpoint()
-        if self.reporter is not None:
-            self.reporter.close()
+                self.reporter.close()
         self.accelerator.wait_for_everyone()
         return metrics
 
@@ -215,8 +236,8 @@ class _Run:
             for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value.detach() / config.accumulate
         norms = [torch.nn.utils.clip_grad_norm_(group["params"], config.clip) for group in groups]
-        norm = torch.stack(norms).norm()
-        values = torch.stack([*(value.double() for value in sums.values()), norm.detach().double()])
+        norm = torch.stack([value.to(accelerator.device) for value in norms]).norm()
+        values = torch.stack([*(value.float() for value in sums.values()), norm.detach().float()])
         values = accelerator.reduce(values, "mean")  # every process sees the same numbers, so all decide alike
         finite = bool(torch.isfinite(values).all())
         if finite:

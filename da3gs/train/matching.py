@@ -17,8 +17,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from da3gs.errors import InputError
 from da3gs.geometry.rays import points_on_rays
-from da3gs.losses import correspondence_cross_entropy
+from da3gs.losses import correspondence_cross_entropy, masked_scene_mean
 from da3gs.model.layers import Block
 from da3gs.model.matching import queries_and_keys
 from da3gs.model.presets import PATCH
@@ -45,6 +46,10 @@ class MatchingConfig:
     temperature: float = 15.0
     attention_layers: tuple[int, ...] = ()
     geometry: float = 0.0
+
+    def __post_init__(self):
+        if self.weight > 0 and not (self.layers or self.attention_layers):
+            raise InputError("matching.weight > 0 needs matching.layers or matching.attention_layers to ask")
 
     def loss(self, logits: Float[Tensor, "L B V P V P"], batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy over places and ordered pairs of views, and the hit rate of the best place."""
@@ -102,7 +107,7 @@ def patch_geometry_loss(read: Float[Tensor, "L B V h w 9"], batch: dict[str, Ten
     # Far points would outweigh all others.
     point_error = ((read[..., 6:] - points) / (1 + points.norm(dim=-1, keepdim=True))).square().mean(-1)
     known = batch["cell_mask"][centre]
-    return ray_error + torch.where(known, point_error, 0.0).sum() / (len(read) * known.sum().clamp(min=1))
+    return ray_error + masked_scene_mean(point_error.mean(0), known)
 
 
 def attention_logits(block: Block, patches: Float[Tensor, "B V P C"]) -> Float[Tensor, "B V P V P"]:

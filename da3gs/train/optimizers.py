@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from da3gs.errors import InputError
+
 if TYPE_CHECKING:
     from da3gs.train.loop import OptimConfig
 
@@ -66,6 +68,8 @@ def open_optimizers(parameters: Mapping[str, nn.Parameter], config: "OptimConfig
     inner = {name: parameter for name, parameter in parameters.items() if _is_inner_matrix(name, parameter)}
     if config.optimizer == "adamw":
         inner = {}
+    elif not inner:
+        raise InputError("optim.optimizer muon moves matrices of transformer blocks; this task trains none: use adamw")
     rest = {name: parameter for name, parameter in parameters.items() if name not in inner}
     optimizers: list[torch.optim.Optimizer] = []
     if rest:

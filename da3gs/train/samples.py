@@ -98,7 +98,7 @@ class SyntheticSource:
 
     def __init__(self, config: SyntheticData):
         self.config = config
-        self.sizes = list(dict.fromkeys(config.sizes))
+        self.sizes = list(config.sizes[: config.scenes])  # fewer scenes than sizes leave some out
         self._recent: OrderedDict[int, TrainingSample] = OrderedDict()
 
     def indices(self, size: tuple[int, int]) -> list[int]:

@@ -9,6 +9,7 @@
 Letters: B scenes, V views, H W pixels, h w cells of the ray map.
 """
 
+import logging
 import random
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,9 @@ from da3gs.model.network import build_model
 from da3gs.model.presets import PATCH, preset
 from da3gs.train.matching import MatchingConfig, MatchingHead, PatchGeometry, patch_geometry_loss
 from da3gs.train.samples import SyntheticData, TrainingSample
-from da3gs.train.task import Evaluation, pick_scenes
+from da3gs.train.task import Evaluation, pick_scenes, share_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,8 @@ class StudentTask:
             raise InputError(f"views must be (fewest, most) with 1 <= fewest <= most; got {low}, {high}")
         if self.images_per_batch < low:
             raise InputError(f"images_per_batch {self.images_per_batch} cannot hold a sample of {low} views")
+        if self.losses.gradient_scales < 1:
+            raise InputError(f"losses.gradient_scales must be at least 1; got {self.losses.gradient_scales}")
         for name in ("known_poses", "single_view", "near_views"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a probability; got {getattr(self, name)}")
@@ -177,6 +182,9 @@ class Student:
             network = build_model(preset(config.model)).train()
         if getattr(network, "camera_decoder", None) is None:
             raise InputError(f"the student must be an any-view network with cameras; {config.model} has none")
+        if network.gs_head is not None:  # made for the backbone as it was
+            logger.info("the Gaussian head of %s is left out: train a new one on the result", config.model)
+            network.gs_head, network.config = None, replace(network.config, gs_head=None)
         backbone = network.config.backbone
         if not set(config.matching.attention_layers) <= set(backbone.tap_layers) or not backbone.concat_local:
             raise InputError(
@@ -202,9 +210,9 @@ class Student:
         rng = random.Random(f"{self.seed} student {index}")
         single = rng.random() < config.single_view
         views = views_of_batch(rng, config.views, min(config.data.views, config.images_per_batch), single=single)
-        size = rng.choice(config.data.sizes)
-        scenes = pick_scenes(rng, self.source.indices(size), max(1, config.images_per_batch // views), processes)
+        size = rng.choice(self.source.sizes)
         posed = views > 1 and rng.random() < config.known_poses
+        scenes = pick_scenes(rng, self.source.indices(size), max(1, config.images_per_batch // views), processes)
         samples = []
         for place, scene in list(enumerate(scenes))[rank::processes]:
             own = random.Random(f"{self.seed} student {index} {place}")
@@ -218,12 +226,13 @@ class Student:
             samples.append(
                 TrainingSample(jitter(sample.images, own, config.color_jitter), sample.depth, sample.cameras)
             )
-        return student_batch(samples, posed=posed)
+        share = torch.tensor(share_of(len(samples), len(scenes), processes))
+        return student_batch(samples, posed=posed) | {"share": share}
 
     # ---------------------------------------------------------------- loss
 
     def loss(self, module: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Weighted sum under "loss", and the terms by name."""
+        """Weighted sum under "loss", and the terms by name, times the "share" of the batch if it has one."""
         cells = tuple(batch["cell_depth"].shape[-2:]) if self.config.depth_at_cells else None
         output = module(batch["images"], batch.get("camera_encoding"), cells)
         # Pose algebra must not run in half precision.
@@ -236,7 +245,8 @@ class Student:
             if output["geometry"] is not None:
                 terms["patch_geometry"] = patch_geometry_loss(output["geometry"], batch)
                 total = total + self.config.matching.geometry * terms["patch_geometry"]
-        return {"loss": total, **terms}
+        share = batch.get("share", 1.0)
+        return {name: share * term for name, term in {"loss": total, **terms}.items()}
 
     # ---------------------------------------------------------------- evaluation and result
 

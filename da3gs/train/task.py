@@ -45,10 +45,15 @@ class Task(Protocol):
 
 
 def pick_scenes(rng: random.Random, scenes: list[int], count: int, processes: int) -> list[int]:
-    """`count` scenes for all processes, as many for each of them; no scene twice unless there are too few."""
+    """`count` scenes for all processes, at least one for each; no scene twice unless there are too few."""
     if not scenes:
         raise InputError("the data has no scene of the wanted size")
-    count = max(processes, count // processes * processes)
+    count = max(processes, count)
     if count <= len(scenes):
         return rng.sample(scenes, count)
     return rng.choices(scenes, k=count)
+
+
+def share_of(own: int, all_processes: int, processes: int) -> float:
+    """Weight of one process's mean over its `own` scenes, so that the mean over processes is that over all scenes."""
+    return own * processes / all_processes

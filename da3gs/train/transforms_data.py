@@ -49,6 +49,7 @@ class TransformsSource:
         self.config = config
         if len(config.sizes) != 1:
             raise InputError(f"transforms data takes one size; got {len(config.sizes)}")
+        self.sizes = list(config.sizes)
         paths = sorted(config.folder.expanduser().rglob("transforms.json"))
         self.paths = [
             path

@@ -3,14 +3,17 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from train.rooms import room
 
 from da3gs.data.view_sampling import ViewSamplingConfig
 from da3gs.errors import InputError, WeightsError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.similarity import Similarity
+from da3gs.model.camera_heads import encode_cameras
 from da3gs.train.checkpointing import trained_parameters
 from da3gs.train.frozen import frozen_sample
 from da3gs.train.gs_head import GSHeadLosses, head_gaussians, seen_by_context
@@ -50,6 +53,43 @@ def test_only_the_head_is_trained_and_starts_at_the_prior(gs_task):
     with_head, without = head_gaussians(frozen, raw)[0], head_gaussians(frozen, None)[0]
     for a, b in zip(with_head.tensors()[:4], without.tensors()[:4], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("posed", [True, False])
+def test_half_precision_stays_in_the_backbone(gs_task, posed):
+    """Poses and parallax in bfloat16 would be wrong by pixels, or no rotations at all."""
+    training = gs_task().open(0)
+    draw = drawn(training, posed=posed)
+    exact = frozen_sample(training.network, draw["context"], posed=posed)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = frozen_sample(training.network, draw["context"], posed=posed)
+        terms = training.loss(training.module, {"scenes": [draw]})
+    assert all(torch.isfinite(value) for value in terms.values())
+    assert half.depth.dtype == half.cameras.cam_from_world.dtype == torch.float32
+    torch.testing.assert_close(half.depth, exact.depth, rtol=0.05, atol=0.02)
+    R = half.cameras.cam_from_world[:, :3, :3]
+    torch.testing.assert_close(R @ R.mT, torch.eye(3).expand_as(R), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("off_by", "used"), [(1.0, True), (3.6, False)])
+def test_free_samples_without_depth_are_used_where_pictures_agree(gs_task, monkeypatch, off_by, used):
+    """Cameras a tenth of the scene apart, seen exactly by the network: usable, unless its depth is far off."""
+    training = gs_task().open(0)
+    network, truth = training.network, room(5, 3, 112, 84)
+    unit = float((truth.cameras.unproject(truth.depth) - truth.cameras.centers[0]).norm(dim=-1).mean())
+    poses = truth.cameras.cam_from_world @ truth.cameras.world_from_cam[:1]
+    poses[:, :3, 3] *= 1 / unit
+    encoding = encode_cameras(poses, truth.cameras.K, 112, 84)
+    maps = SimpleNamespace(depth=off_by * truth.depth / unit, confidence=torch.ones_like(truth.depth))
+    monkeypatch.setattr(network.head, "forward", lambda *_, **__: maps)
+    monkeypatch.setattr(network.camera_decoder, "forward", lambda *_: encoding[None])
+    distances = truth.cameras.centers.diff(dim=0).norm(dim=-1) / unit
+    assert distances.max() < 0.3  # the distance of cameras says nothing about the scale of the scene
+    photographs = TrainingSample(truth.images, torch.zeros_like(truth.depth), truth.cameras)
+    frozen = frozen_sample(network, photographs, posed=False)
+    assert (frozen.world_from_network is not None) == used
+    if used:
+        assert float(frozen.world_from_network.scale) == pytest.approx(unit, rel=1e-3)
 
 
 @pytest.mark.parametrize("term", ["color", "depth", "rendered_depth"])

@@ -101,6 +101,9 @@ def _process_of_two(rank: int, port: int, config: TrainConfig):
 
 def test_two_processes_equal_one_at_the_same_global_batch(smoke, tmp_path):
     changes = {"optim.steps": 3, "optim.accumulate": 2, "optim.ema": 0, "evaluate_every": 100, "checkpoint_every": 100}
+    # Three scenes for two processes, every kind of term, both optimizers.
+    changes |= {"task.images_per_batch": 6, "task.matching.geometry": 5.0, "task.matching.attention_layers": [5]}
+    changes |= {"optim.optimizer": "muon"}
     one, two = (smoke(output=str(tmp_path / name), **changes) for name in ("one", "two"))
     train(one)
     port = 29500 + os.getpid() % 2000
@@ -112,8 +115,10 @@ def test_two_processes_equal_one_at_the_same_global_batch(smoke, tmp_path):
     # Adam divides by the gradient's size, so rounding of a vanishing gradient can move a parameter by a step: compare
     # the averaged gradients tightly, and the parameters to a fraction of one step.
     for key in model:
-        if f"exp_avg/{key[6:]}" in a:
-            torch.testing.assert_close(b[f"exp_avg/{key[6:]}"], a[f"exp_avg/{key[6:]}"], atol=2e-5, rtol=2e-3)
+        for moment in ("exp_avg", "momentum"):
+            if f"{moment}/{key[6:]}" in a:
+                torch.testing.assert_close(b[f"{moment}/{key[6:]}"], a[f"{moment}/{key[6:]}"], atol=2e-5, rtol=2e-3)
+    assert any(key.startswith("momentum/") for key in a)
     losses = [[line["loss"] for line in lines(run) if "loss" in line] for run in (one.output, two.output)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
@@ -155,6 +160,23 @@ def test_a_run_is_resumed_with_its_own_optimizer(smoke):
         WeightsError, match=r"another optimizer than Muon .*; resume with the optim\.optimizer of the run"
     ):
         train(other, resume=True)
+
+
+def test_a_run_is_resumed_with_its_own_seed(smoke):
+    config = smoke(**{"optim.steps": 2, "stop_after": 1, "task.evaluation_scenes": 1})
+    train(config)
+    with pytest.raises(InputError, match="has seed 0, this configuration 3; resume with the seed of the run"):
+        train(replace(config, seed=3), resume=True)
+
+
+def test_settings_that_cannot_run_are_refused_before_the_first_step():
+    for name in ("checkpoint_every", "evaluate_every", "log_every", "keep"):
+        with pytest.raises(InputError, match=f"{name} must be at least 1; got 0"):
+            TrainConfig(**{name: 0})
+    with pytest.raises(InputError, match="cannot be negative"):
+        TrainConfig(stop_after=-1)
+    home = load_config(TrainConfig, "smoke_cpu", ["--output=~/runs/x"])
+    assert home.output == Path.home() / "runs" / "x"
 
 
 def test_learning_rate_schedule():

@@ -8,7 +8,7 @@ from train.rooms import room
 
 from da3gs.errors import InputError
 from da3gs.train.matching import MatchingConfig, attention_logits, patch_geometry_loss, patch_matches
-from da3gs.train.student import StudentTask, scene_targets, student_batch
+from da3gs.train.student import StudentLosses, StudentTask, scene_targets, student_batch
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,12 @@ def test_batches_are_functions_of_their_index_and_split_among_processes(smoke):
     student = task.open(1)
     whole = student.batch(5, 0, 1)
     parts = [student.batch(5, rank, 2) for rank in range(2)]
+    assert float(whole["share"]) == 1 and [float(part["share"]) for part in parts] == [1, 1]
+    thirds = [replace(task, images_per_batch=6).open(1).batch(5, rank, 2) for rank in range(2)]
+    assert [(len(part["images"]), float(part["share"])) for part in thirds] == [
+        (2, pytest.approx(4 / 3)),
+        (1, pytest.approx(2 / 3)),
+    ]
     assert len(whole["images"]) == 4 and [len(part["images"]) for part in parts] == [2, 2]
     joined = torch.stack([parts[0]["images"], parts[1]["images"]], 1).flatten(0, 1)
     assert torch.equal(joined, whole["images"])
@@ -148,5 +154,25 @@ def test_bad_tasks_are_refused():
         StudentTask(views=(3, 2))
     with pytest.raises(InputError, match="cannot hold a sample of 20 views"):
         StudentTask(views=(20, 30), images_per_batch=16)
+    with pytest.raises(InputError, match="gradient_scales must be at least 1"):
+        StudentTask(losses=StudentLosses(gradient_scales=0))
+    with pytest.raises(InputError, match=r"needs matching\.layers or matching\.attention_layers"):
+        MatchingConfig(weight=1.0, layers=())
+
+
+def test_fewer_scenes_than_sizes_are_enough(smoke):
+    task = smoke().task
+    data = replace(task.data, scenes=1, sizes=(*task.data.sizes, (98, 98)))
+    student = replace(task, data=data).open(0)
+    assert all(tuple(student.batch(i, 0, 1)["images"].shape[-2:]) == data.sizes[0][::-1] for i in range(4))
+
+
+def test_a_network_with_a_gaussian_head_goes_on_without_it(caplog):
+    task = StudentTask(model="da3-tiny", pretrained=True)
+    with caplog.at_level("INFO"):
+        student = task.open(0)
+    assert "the Gaussian head of da3-tiny is left out" in caplog.text
+    assert student.module.network.gs_head is None and student.module.network.config.gs_head is None
+    assert not any("gs_head" in name for name, _ in student.module.named_parameters())
     with pytest.raises(InputError, match="known_poses is a probability"):
         StudentTask(known_poses=1.5)
