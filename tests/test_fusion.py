@@ -290,6 +290,26 @@ def test_holes_are_bridged_where_the_surfaces_around_say():
     assert inner.sum() > 30 and (after[inner] > 0.6).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("unit", [0.01, 100.0])
+def test_holes_are_bridged_alike_in_any_unit(unit):
+    cameras, images, _, wrong, gone, layer = _with_a_hole()
+    once = fill_holes(layer, images, wrong, cameras, gone, ~gone)
+    poses = cameras.cam_from_world.clone()
+    poses[:, :3, 3] *= unit
+    scaled = Gaussians.unchecked(unit * layer.means, layer.quats, unit * layer.scales, layer.opacities, layer.sh)
+    again = fill_holes(scaled, images, unit * wrong, cameras.with_poses(poses), gone, ~gone)
+    assert abs(len(again) / len(once) - 1) < 0.05
+    assert (again.means.median(0).values / unit - once.means.median(0).values).abs().max() < 0.02
+
+
+def test_the_filter_does_not_mind_how_maps_lie_in_memory():
+    cameras, _, depth, splats = _room(4)
+    keep = torch.ones_like(depth, dtype=torch.bool)
+    turned = keep.transpose(1, 2).contiguous().transpose(1, 2)
+    found = repeated(splats, depth, cameras, keep, 0.03)
+    assert found.any() and torch.equal(repeated(splats, depth.mT.contiguous().mT, cameras, turned, 0.03), found)
+
+
 def test_nothing_is_filled_without_a_picture_or_in_front_of_what_others_see():
     cameras, images, depth, wrong, gone, layer = _with_a_hole()
     assert len(fill_holes(layer, images, wrong, cameras, torch.zeros_like(gone), ~gone)) == 0
@@ -321,6 +341,31 @@ def test_planted_exposures_are_found_and_taken_out():
     unclipped = (shot < 0.99).all(1)[:, None].expand_as(shot)
     off = (even / even[unclipped].mean() * images[unclipped].mean() - images)[unclipped].abs().mean()
     assert off < 0.02 < 0.04 < (shot - images)[unclipped].abs().mean()
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_exposures_are_found_from_few_places_in_any_light(share):
+    """A tenth of the places say the same as all of them; a channel that is dark leaves the others alone."""
+    cameras, images, depth, _ = _room(5)
+    images = 0.2 + 0.5 * images
+    images[:, 2] *= 0.05  # the light of a candle
+    torch.manual_seed(0)
+    sure = torch.rand_like(depth) < share
+    planted = torch.tensor([1.0, 1.25, 0.8, 1.0, 1.1])
+    found = exposures(images * planted[:, None, None, None], depth, cameras, sure)
+    assert (found[:, :2] / planted[:, None] - 1).abs().max() < 0.04
+    assert torch.equal(found[:, 2], torch.ones(5))
+
+
+def test_a_spoilt_picture_leaves_the_others_as_they_are():
+    cameras, images, depth, _ = _room(5)
+    images = 0.2 + 0.6 * images
+    spoilt = images.clone()
+    spoilt[4] *= 0.05
+    sure = torch.ones_like(depth, dtype=torch.bool)
+    sure[4] = False
+    even = blended(evened_out(spoilt, exposures(spoilt, depth, cameras, sure)), depth, cameras)
+    assert (even[:4] / images[:4] - 1).abs().mean() < 0.02
 
 
 def test_exposure_is_left_alone_where_pictures_share_nothing():

@@ -100,7 +100,7 @@ def repeated(
     means = gaussians.means.reshape(*depth.shape, 3).cpu()
     views = ViewLookup.of(means, cameras)
     scores = _averaged(_squareness(gaussians, means, cameras) * _pixels_per_unit(depth, cameras)).numpy()
-    depths, kept = depth.cpu().contiguous().numpy(), keep.cpu().numpy()
+    depths, kept = depth.cpu().contiguous().numpy(), keep.cpu().contiguous().numpy()
     accepted, covered = np.zeros_like(kept), np.zeros_like(kept)
 
     def beaten(candidates: np.ndarray) -> np.ndarray:

@@ -7,6 +7,9 @@ import numpy as np
 
 from da3gs.compiling import loop
 
+# Sums of three channels of [0, 1] this far apart are no ratio to speak of.
+BLACK = np.float32(0.1)
+
 
 @loop
 def looked_up(point, projection, height, width):
@@ -113,19 +116,25 @@ def mark_covered(points, waiting, others, projections, depth, accepted, toleranc
 def sum_over_views(points, others, projections, images, depth, tolerance, total, count):
     """Add to each point the colours in which other views show it, and to its count how many do.
 
+    Views in which it is less than half or more than twice as bright show something else, or were exposed wrongly.
+
     Args:
         points: [N, 3].
         others, projections: [O] and [O, 3, 4].
         images, depth: [V, H, W, 3] and [V, H, W].
         tolerance: Relative, of depth, up to which a view shows the point.
-        total, count: [N, 3] and [N], added to.
+        total, count: [N, 3] and [N], added to; total starts as the point's own colour.
     """
     height, width = depth.shape[1:]
     for n in range(len(points)):
+        own = total[n, 0] + total[n, 1] + total[n, 2]
         for k in range(len(others)):
             other = others[k]
             row, column, z = looked_up(points[n], projections[k], height, width)
             if row < 0 or abs(z / depth[other, row, column] - 1) >= tolerance:
+                continue
+            theirs = images[other, row, column, 0] + images[other, row, column, 1] + images[other, row, column, 2]
+            if theirs > 2 * own + BLACK or own > 2 * theirs + BLACK:
                 continue
             count[n] += 1
             for channel in range(3):

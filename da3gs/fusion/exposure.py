@@ -24,8 +24,8 @@ _DARKEST, _BRIGHTEST = 0.05, 0.9
 # Errors of a pair (natural logarithm) beyond this count as shine or mistakes, in proportion less.
 _TYPICAL = 0.02
 _ROUNDS = 5
-# Pull towards no change, in pairs of views.
-_PULL = 0.05
+# Pull towards no change, in pairs of views: only for what nothing else says.
+_PULL = 1e-4
 # The field of factors: averaged over a square that reaches this far, as a fraction of the shorter side; pull towards no
 # change, as a share of the pixels in it; at most this factor.
 _REACH, _FIELD_PULL, _MOST = 0.03, 0.02, 2.0
@@ -38,7 +38,7 @@ def exposures(
     cameras: Cameras,
     confirmed: Bool[Tensor, "V H W"],
 ) -> Float[Tensor, "V 3"]:
-    """By which factor each picture is brighter than the mean of all, per channel.
+    """By which factor each picture is brighter than the median of all, per channel.
 
     Every pair of views has a ratio, the median over places that both show; the logarithms of the factors solve all
     pairs together, by least squares with weights against pairs that disagree. Exposure and white balance are factors of
@@ -69,27 +69,46 @@ def exposures(
             column, row = uv[inside].long().unbind(-1)
             same = confirmed[other, row, column] & ((z[inside] / depth[other, row, column] - 1).abs() < _SAME_PLACE)
             pair = torch.stack([own[:, inside[same]], images[other][:, row[same], column[same]]])
-            pair = pair[:, :, ((pair > _DARKEST) & (pair < _BRIGHTEST)).flatten(0, 1).all(0)]
-            if pair.shape[2] >= _FEWEST:
+            found = [_ratio(*channel.unbind()) for channel in pair.unbind(1)]
+            if any(weight > 0 for _, weight in found):
                 first.append(view)
                 second.append(other)
-                ratios.append((pair[1] / pair[0]).log().median(1).values)
-                weights.append(pair.shape[2] / _SAMPLES)
+                ratios.append([ratio for ratio, _ in found])
+                weights.append([weight for _, weight in found])
     if not first:
         return torch.ones(views, 3)
+    pairs = torch.zeros(len(first), views, dtype=torch.float64)
     rows = torch.arange(len(first))
-    equations = torch.zeros(len(first), views, dtype=torch.float64)
-    equations[rows, first], equations[rows, second] = -1, 1
-    wanted, weight = torch.stack(ratios).double(), torch.tensor(weights, dtype=torch.float64)
+    pairs[rows, first], pairs[rows, second] = -1, 1
+    wanted, weight = (torch.tensor(values, dtype=torch.float64) for values in (ratios, weights))
+    return torch.stack([_solved(pairs, wanted[:, channel], weight[:, channel]) for channel in range(3)], 1).float()
+
+
+def _ratio(own: Float[Tensor, " N"], theirs: Float[Tensor, " N"]) -> tuple[float, float]:
+    """Logarithm of the median ratio of two pictures of the same places, and what it weighs; 0 if they are too few."""
+    good = (own > _DARKEST) & (own < _BRIGHTEST) & (theirs > _DARKEST) & (theirs < _BRIGHTEST)
+    count = int(good.sum())
+    if count < _FEWEST:
+        return 0.0, 0.0
+    return float((theirs[good] / own[good]).log().median()), count / _SAMPLES
+
+
+def _solved(
+    pairs: Float[Tensor, "P V"], wanted: Float[Tensor, " P"], weight: Float[Tensor, " P"]
+) -> Float[Tensor, " V"]:
+    """Factors of one channel whose ratios are those of the pairs; their median over the views with pairs is 1."""
     trust = torch.ones_like(weight)
-    result = wanted.new_zeros(views, 3)
+    result = wanted.new_zeros(pairs.shape[1])
     for _ in range(_ROUNDS):
-        weighted = equations * (weight * trust)[:, None]
-        normal = equations.T @ weighted + _PULL * torch.eye(views, dtype=torch.float64)
+        weighted = pairs * (weight * trust)[:, None]
+        normal = pairs.T @ weighted + _PULL * torch.eye(len(result), dtype=torch.float64)
         result = torch.linalg.solve(normal, weighted.T @ wanted)
-        errors = (equations @ result - wanted).abs().mean(1)
+        errors = (pairs @ result - wanted).abs()
         trust = _TYPICAL / errors.clamp(min=_TYPICAL)
-    return result.exp().float()
+    linked = (pairs.abs().T @ weight) > 0
+    if linked.any():
+        result = torch.where(linked, result - result[linked].quantile(0.5), 0.0)
+    return result.exp()
 
 
 def evened_out(images: Float[Tensor, "V 3 H W"], exposure: Float[Tensor, "V 3"]) -> Float[Tensor, "V 3 H W"]:

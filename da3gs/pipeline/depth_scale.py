@@ -158,7 +158,8 @@ def with_point_scale(
     }
     report.content["depth_scale"] = facts
     if not usable:
-        why = f"{found.points} points" if found.inside >= _INSIDE else "points that the cameras do not see"
+        seen = found.inside >= _INSIDE or not sum(map(len, points))
+        why = f"{found.points} points" if seen else "points that the cameras do not see"
         facts["source"] = f"left as it was ({why}: too few to tell)"
         return None
     facts["source"] = origin.name
@@ -242,6 +243,7 @@ def bend_through_points(
         noise: The part of it that comes from the points: depth that is as exact as they are does not bend.
     """
     _, height, width = depth.shape
+    cameras = cameras.to(depth)
     sigma = _BEND_SIGMA * max(height, width)
     # Evaluated on a coarse grid, which a kernel this wide allows.
     rows, columns = min(height, _BEND_GRID), min(width, _BEND_GRID)

@@ -42,6 +42,13 @@ def with_measured_depth(source: Source, views: Views, prediction: ScenePredictio
         raise InputError("the given depth maps hold no measurement (all 0); check their unit and format")
     scale = float((depth[known] / predicted[known]).median())
     cameras = surface.cameras.transform(Similarity(scale, torch.eye(3), torch.zeros(3)))
+    if prediction.matched is not None and not prediction.matched.sure.all():
+        guessed = [name for name, sure in zip(views.names, prediction.matched.sure.tolist(), strict=True) if not sure]
+        report.warn(
+            f"cameras that are a guess of the network, for want of overlap: {', '.join(guessed[:8])}"
+            f"{' ...' if len(guessed) > 8 else ''}; leave these pictures out, or give poses",
+            logged=True,
+        )
     report.chose("scale of the cameras", scale, "median ratio of measured to predicted depth")
     splats = gaussians_from_raw(None, depth, cameras, images=views.images)
     return Surface(views, depth, cameras, splats, "given", surface.confidence, surface.sky)

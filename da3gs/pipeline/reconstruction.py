@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from da3gs.errors import InputError
+from da3gs.errors import BackendError, InputError
 from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget, single_layer
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
@@ -167,7 +167,7 @@ def reconstruct(
     if any(record.name == "overlap" and record.setting for record in records):
         with stages("filling holes"):
             gaussians = single_layer(gaussians)
-            fillers = hole_fillers(surface, gaussians, keep, config.filters)
+            fillers = _hole_fillers(surface, gaussians, keep, config, report)
         records.append(FilterRecord("holes filled", len(gaussians), len(gaussians) + len(fillers), True))
     # 4. The frame, when nobody gave one.
     given = source.posed and source.poses_from == "given"
@@ -256,12 +256,15 @@ def _predicted(
     own_head = config.gs_head is not None or released_head(loaded)  # trained on the network's own depth
     refine = config.refine_depth and source.posed and len(source) > 1 and not own_head and not measured
     at_points = None
+    sparse = source.points if source.posed and not measured else None
+    if sparse is not None and source.poses_from != BY_MATCHES:
+        at_points = with_point_scale(prediction, sparse, report)
     # Keypoints matched along epipolar lines are more than those that found the cameras.
-    if refine and config.keypoints and (source.points is None or source.poses_from == BY_MATCHES):
+    if at_points is None and refine and config.keypoints:
         with stages("matching keypoints"):
             at_points = _at_keypoints(prediction, source, report)
-    if at_points is None and source.points is not None and source.posed and not measured:
-        at_points = with_point_scale(prediction, source.points, report)
+    if at_points is None and sparse is not None and source.poses_from == BY_MATCHES:
+        at_points = with_point_scale(prediction, sparse, report)
     prediction = prediction if at_points is None else at_points
     for note in prediction.notes:
         report.warn(note, logged=True)
@@ -352,11 +355,26 @@ def _refined(surface: Surface, model: DA3Model, report: Report) -> Surface:
 # ------------------------------------------------------------------------------------------------ parts
 
 
+def _hole_fillers(
+    surface: Surface, layer: Gaussians, keep: Tensor, config: ReconstructConfig, report: Report
+) -> Gaussians:
+    """Splats to add to the layer; none, with a word, where nothing here can render."""
+    try:
+        return hole_fillers(surface, layer, keep, config.filters)
+    except BackendError as error:
+        report.warn(f"holes are not filled: {error}", logged=True)
+        return layer[:0]
+
+
 def _check(source: Source, config: ReconstructConfig) -> None:
     if config.depth == "given" and source.depth is None:
         raise InputError(
             "depth='given' needs an input with depth maps (a transforms.json with depth_file_path, or the depth "
             "argument); this one has none: use depth='network'"
+        )
+    if source.cameras is not None and (source.cameras.K[:, 0, 1] != 0).any():
+        raise InputError(
+            "cameras with skew cannot be rendered; K[0, 1] must be 0 (resample the images to square pixels)"
         )
 
 

@@ -114,9 +114,11 @@ def bent_to_meet(
 
 def _pull_push(total: Tensor, weight: Tensor) -> Tensor:
     levels = [(total[:, None], weight[:, None])]
-    while min(levels[-1][0].shape[-2:]) > 1:
+    # To a single cell: one with nothing known in it would say that nothing changes.
+    while (size := levels[-1][0].shape[-2:]) != (1, 1):
+        kernel = (min(2, size[0]), min(2, size[1]))
         levels.append(
-            tuple(F.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False) for values in levels[-1])  # type: ignore[arg-type]
+            tuple(F.avg_pool2d(values, kernel, ceil_mode=True, count_include_pad=False) for values in levels[-1])  # type: ignore[arg-type]
         )
     values, weight = levels.pop()
     filled = values / weight.clamp(min=1e-12)

@@ -124,11 +124,11 @@ def refine_depth(
     if (sources is None) != (source_cameras is None):
         raise InputError("pictures to match with need cameras, and cameras pictures")
     device, size = depth.device, (depth.shape[-2], depth.shape[-1])
-    predicted, cameras, images = depth.float().cpu(), cameras.to("cpu"), images.cpu()
+    predicted, cameras, images = depth.float().cpu(), cameras.to("cpu", torch.float32), images.cpu()
     if sources is None or source_cameras is None:
         sources, source_cameras, own = images, cameras, list(range(len(images)))
     own = own or [None] * len(images)
-    sources, source_cameras = sources.cpu(), source_cameras.to("cpu")
+    sources, source_cameras = sources.cpu(), source_cameras.to("cpu", torch.float32)
     typical = predicted.flatten(1).median(1).values
     matched = matching_views(cameras, typical, source_cameras, config.sources, own)
     if not any(matched):

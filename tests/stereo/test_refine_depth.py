@@ -233,6 +233,8 @@ def test_gaps_meet_what_is_measured():
     filled = bent_to_meet(predicted, 1.5 * predicted, known)
     assert torch.equal(filled[known], 1.5 * predicted[known])
     assert torch.allclose(filled, 1.5 * predicted, rtol=1e-5)  # one factor everywhere: the edge stays
+    wide = bent_to_meet(torch.ones(1, 16, 80), torch.full((1, 16, 80), 500.0), torch.arange(80).expand(1, 16, 80) < 9)
+    assert torch.allclose(wide, torch.full_like(wide, 500.0), rtol=1e-4)  # however far the next measurement is
     nothing = bent_to_meet(predicted, torch.full_like(predicted, 9.0), torch.zeros_like(known))
     assert torch.equal(nothing, predicted)
 
