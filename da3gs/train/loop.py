@@ -36,7 +36,7 @@ class OptimConfig:
 
     Attributes:
         optimizer: "adamw", or "muon": steps of orthogonalised momentum for the matrices inside transformer blocks,
-            AdamW for all else. Every picture teaches da3-tiny about twice as much that way.
+            AdamW for all else. Half of the pictures teach da3-tiny about as much that way.
         lr: Peak learning rate.
         final_lr: Fraction of `lr` at the last step.
         camera_decoder_lr: Factor on the rate of the camera decoder. Its tokens have a large common part and no norm in
