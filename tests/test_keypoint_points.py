@@ -12,6 +12,7 @@ from da3gs.model.da3_model import load_model
 from da3gs.pipeline import ReconstructConfig, reconstruct
 from da3gs.pipeline.depth_scale import through_keypoints
 from da3gs.pipeline.keypoint_points import keypoint_points
+from da3gs.pipeline.sources import Source
 
 CONFIG = ReconstructConfig(splat_size_px=182, check_poses=False, device="cpu")
 
@@ -70,6 +71,12 @@ def test_they_are_part_of_refining_and_can_be_left_out(sample):
     assert found["source"] == "keypoints that the pictures share" and found["points"] > 500
     assert facts(keypoints=False) is None
     assert facts(refine_depth=False) is None
+
+
+def test_they_stand_in_for_a_model_that_brings_no_tracks(sample):
+    source = Source(list(sample.images), tuple("abcde"), sample.cameras, points=[torch.zeros(0, 3)] * 5)
+    scene = reconstruct(source, None, "da3-tiny", CONFIG)
+    assert scene.report["depth_scale"]["source"] == "keypoints that the pictures share"
 
 
 def test_cameras_of_other_views_leave_few_points(sample):

@@ -161,12 +161,22 @@ def test_few_points_or_points_of_another_frame_change_nothing():
     assert "do not see" in behind.report["depth_scale"]["source"]
     nothing, _ = _scene_with_points([torch.empty(0, 3)] * 5)
     assert nothing.report["depth_scale"]["points"] == 0
+    assert nothing.report["depth_scale"]["source"] == "left as it was (0 points: too few to tell)"
     assert "depth_scale" not in _scene(3)[0].report
 
 
 def test_points_that_contradict_the_depth_are_doubted():
     scene, _ = _scene_with_points(_sparse(arc(5), 200, outliers=1.0))
     assert any("agree only to" in warning for warning in scene.report["warnings"])
+
+
+def test_cameras_with_skew_are_refused_before_anything_is_computed():
+    truth = arc(2)
+    K = truth.K.clone()
+    K[:, 0, 1] = 0.5
+    skewed = Cameras(truth.cam_from_world, K, truth.width, truth.height)
+    with pytest.raises(InputError, match="cameras with skew cannot be rendered"):
+        reconstruct(list(torch.rand(2, 3, HEIGHT, WIDTH)), skewed, "no-such-model")
 
 
 # ------------------------------------------------------------------------------------------------ diagnosis
