@@ -79,9 +79,10 @@ def frozen_sample(network, context: TrainingSample, *, posed: bool, refine_depth
     images, true = context.images.to(device), context.cameras.to(device)
     normalised = normalise(images)
     # 1. Tokens, conditioned as in `DA3Model.predict`.
-    known = network.encode_known_cameras([normalized_poses(true)], normalised[None]) if posed else None
-    tokens = network.backbone(normalised[None], known)
     # Only the backbone may run in half precision: poses and parallax must not.
+    with torch.autocast(device.type, enabled=False):
+        known = network.encode_known_cameras([normalized_poses(true)], normalised[None]) if posed else None
+    tokens = network.backbone(normalised[None], known)
     with torch.autocast(device.type, enabled=False):
         return _placed(network, context, images, normalised, tokens, posed=posed, refine_depth=refine_depth)
 

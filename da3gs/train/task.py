@@ -54,6 +54,6 @@ def pick_scenes(rng: random.Random, scenes: list[int], count: int, processes: in
     return rng.choices(scenes, k=count)
 
 
-def share_of(own: int, all_processes: int, processes: int) -> float:
-    """Weight of one process's mean over its `own` scenes, so that the mean over processes is that over all scenes."""
-    return own * processes / all_processes
+def share_of(own: int, total: int, processes: int) -> float:
+    """Weight of a process's mean over `own` scenes: averaged over processes, that is the mean over all `total`."""
+    return own * processes / total
