@@ -169,7 +169,10 @@ class GSHeadTraining:
         """One sample: context and target views, and whether its poses are given."""
         frames, views = source.frame_count(scene), self.config.views
         if source.ordered:
-            chosen, targets = views.sample(frames, context, step, rng)
+            try:
+                chosen, targets = views.sample(frames, context, step, rng)
+            except InputError as error:
+                raise InputError(f"{source.paths[scene]}: {error}; leave the scene out") from error
         else:
             if frames <= views.targets:
                 raise InputError(f"scenes of {frames} views leave no context beside {views.targets} targets")

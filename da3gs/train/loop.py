@@ -188,6 +188,9 @@ class _Run:
         last = config.optim.steps if not config.stop_after else min(config.optim.steps, self.step + config.stop_after)
         batches = self._batches(last)
         metrics: dict[str, float] = {}
+        if self.step >= last:
+            logger.info("the run is complete at step %d; set optim.steps higher to go on", self.step)
+            metrics = self._evaluate()
         try:
             while self.step < last:
                 begun = time.perf_counter()

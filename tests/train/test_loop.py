@@ -143,9 +143,10 @@ def test_non_finite_losses_are_skipped_counted_and_end_the_run(smoke, monkeypatc
 
 def test_an_occupied_folder_is_not_overwritten(smoke):
     config = smoke(**{"optim.steps": 1, "task.evaluation_scenes": 1})
-    train(config)
+    metrics = train(config)
     with pytest.raises(InputError, match=r"holds a run at step_0000001; add --resume"):
         train(config)
+    assert train(config, resume=True) == metrics and metrics  # nothing left to do: its result once more
     path = checkpoints(config.output)[-1] / "state.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="is damaged"):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from assets import asset
 
+from da3gs.data.view_sampling import ViewSamplingConfig
 from da3gs.errors import InputError
 from da3gs.train.transforms_data import TransformsData
 
@@ -28,3 +29,12 @@ def test_pictures_and_cameras_stay_together():
 def test_no_scenes_is_one_clear_line(tmp_path):
     with pytest.raises(InputError, match=r"no training scene with a transforms\.json under .* \(0 found in all\)"):
         TransformsData(folder=tmp_path).open()
+
+
+def test_a_scene_too_short_for_a_sample_is_named(gs_task, tmp_path):
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "transforms.json").write_text('{"frames": [{}, {}, {}]}')
+    data = TransformsData(folder=tmp_path, sizes=((56, 56),), holdout=0)
+    task = gs_task(data=data, views=ViewSamplingConfig(context=(4, 4), targets=2)).open(0)
+    with pytest.raises(InputError, match=r"short.transforms\.json: .* needs 6 frames; the scene has 3; leave"):
+        task.batch(0, 0, 1)
