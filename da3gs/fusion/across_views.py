@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from da3gs.fusion.windows import mean_around
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.rotations import matrix_from_quat
@@ -99,7 +100,10 @@ def repeated(
 
     means = gaussians.means.reshape(*depth.shape, 3).cpu()
     views = ViewLookup.of(means, cameras)
-    scores = _averaged(_squareness(gaussians, means, cameras) * _pixels_per_unit(depth, cameras)).numpy()
+    scores = _squareness(gaussians, means, cameras) * _pixels_per_unit(depth, cameras)
+    for _ in range(2):
+        scores = mean_around(scores, max(1, round(_PATCH * min(depth.shape[1:]))))
+    scores = scores.contiguous().numpy()
     depths, kept = depth.cpu().contiguous().numpy(), keep.cpu().contiguous().numpy()
     accepted, covered = np.zeros_like(kept), np.zeros_like(kept)
 
@@ -183,14 +187,6 @@ def _pixels_per_unit(depth: Float[Tensor, "V H W"], cameras: Cameras) -> Float[T
     """Pixels that a unit of length covers where a view looks."""
     focal = cameras.K[:, 0, 0].detach().to(depth)[:, None, None]
     return torch.where(depth > 0, focal / depth, 0.0).cpu()
-
-
-def _averaged(values: Float[Tensor, "V H W"]) -> Float[Tensor, "V H W"]:
-    reach = max(1, round(_PATCH * min(values.shape[1:])))
-    averaged = values[:, None]
-    for _ in range(2):
-        averaged = F.avg_pool2d(averaged, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
-    return averaged[:, 0].contiguous()
 
 
 def neighbours(cameras: Cameras) -> list[list[int]]:

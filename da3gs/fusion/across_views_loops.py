@@ -113,6 +113,23 @@ def mark_covered(points, waiting, others, projections, depth, accepted, toleranc
 
 
 @loop
+def find_places(points, projection, depth, confirmed, tolerance, places):
+    """Where another view shows each point: an index of its pixels in row order, -1 where it does not.
+
+    Args:
+        points, projection: [N, 3] and [3, 4].
+        depth, confirmed: [H, W] of the other view.
+        tolerance: Relative, of depth, up to which it shows the point.
+        places: [N] written.
+    """
+    height, width = depth.shape
+    for n in range(len(points)):
+        row, column, z = looked_up(points[n], projection, height, width)
+        shown = row >= 0 and confirmed[row, column] and abs(z / depth[row, column] - 1) < tolerance
+        places[n] = row * width + column if shown else -1
+
+
+@loop
 def sum_over_views(points, others, projections, images, depth, tolerance, total, count):
     """Add to each point the colours in which other views show it, and to its count how many do.
 

@@ -8,11 +8,11 @@ Letters: V views, H W pixels.
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from da3gs.fusion.across_views import ViewLookup, neighbours
+from da3gs.fusion.across_views import ViewLookup
+from da3gs.fusion.windows import mean_around
 from da3gs.geometry.cameras import Cameras
 
 # Pixels compared per pair of views, at most; fewer than the second number tell nothing.
@@ -53,35 +53,35 @@ def exposures(
     Returns:
         Factors; 1 for views that share nothing with others.
     """
-    images, depth, confirmed = images.cpu(), depth.cpu().float(), confirmed.cpu()
-    cameras = cameras.detach().to("cpu", torch.float32)
-    views, height, width = depth.shape
-    extent = torch.tensor([width, height])
-    first, second, ratios, weights = [], [], [], []
-    for view, others in enumerate(neighbours(cameras)):
-        sure = confirmed[view].flatten().nonzero()[:, 0]
-        sure = sure[:: 1 + len(sure) // _SAMPLES]
-        points = cameras[view].unproject(depth[view : view + 1]).reshape(-1, 3)[sure]
-        own = images[view].flatten(1)[:, sure]
-        for other in others:
-            uv, z = (values[0] for values in cameras[other].project(points))
-            inside = ((z > 0) & (uv >= 0).all(-1) & (uv < extent).all(-1)).nonzero()[:, 0]
-            column, row = uv[inside].long().unbind(-1)
-            same = confirmed[other, row, column] & ((z[inside] / depth[other, row, column] - 1).abs() < _SAME_PLACE)
-            pair = torch.stack([own[:, inside[same]], images[other][:, row[same], column[same]]])
-            found = [_ratio(*channel.unbind()) for channel in pair.unbind(1)]
-            if any(weight > 0 for _, weight in found):
-                first.append(view)
-                second.append(other)
-                ratios.append([ratio for ratio, _ in found])
-                weights.append([weight for _, weight in found])
-    if not first:
-        return torch.ones(views, 3)
-    pairs = torch.zeros(len(first), views, dtype=torch.float64)
+    from da3gs.fusion.across_views_loops import find_places
+
+    images, depth, confirmed = images.cpu().flatten(2), depth.cpu().float(), confirmed.cpu()
+    depths, sure = depth.contiguous().numpy(), confirmed.contiguous().numpy()
+    views = ViewLookup.of(cameras.detach().to("cpu", torch.float32).unproject(depth), cameras)
+    ratios, weights = (torch.zeros(len(depth), len(depth), 3, dtype=torch.float64) for _ in range(2))
+
+    def compare(view: int) -> None:
+        some = confirmed[view].flatten().nonzero()[:, 0]
+        some = some[:: 1 + len(some) // _SAMPLES]
+        points, others, projections = views.lookup(view)
+        points, places = points[some.numpy()], np.empty(len(some), np.int64)
+        for other, projection in zip(others.tolist(), projections, strict=True):
+            find_places(points, projection, depths[other], sure[other], np.float32(_SAME_PLACE), places)
+            there = torch.from_numpy(places)
+            shown = there >= 0
+            own, theirs = images[view][:, some[shown]], images[other][:, there[shown]]
+            for channel in range(3):
+                ratios[view, other, channel], weights[view, other, channel] = _ratio(own[channel], theirs[channel])
+
+    views.each(compare)
+    first, second = weights.sum(-1).nonzero(as_tuple=True)
+    pairs = torch.zeros(len(first), len(depth), dtype=torch.float64)
     rows = torch.arange(len(first))
     pairs[rows, first], pairs[rows, second] = -1, 1
-    wanted, weight = (torch.tensor(values, dtype=torch.float64) for values in (ratios, weights))
-    return torch.stack([_solved(pairs, wanted[:, channel], weight[:, channel]) for channel in range(3)], 1).float()
+    channels = [
+        _solved(pairs, *(values[first, second, channel] for values in (ratios, weights))) for channel in range(3)
+    ]
+    return torch.stack(channels, 1).float()
 
 
 def _ratio(own: Float[Tensor, " N"], theirs: Float[Tensor, " N"]) -> tuple[float, float]:
@@ -146,16 +146,13 @@ def blended(
         shared = torch.from_numpy((count > 1).reshape(own.shape[:2])) & (depth[view] > 0)
         mean = torch.from_numpy((total / count[:, None]).reshape(own.shape)).movedim(-1, 0)
         picture = images[view].cpu().float()
-        pull = _FIELD_PULL * _square_mean(picture, reach)
-        meant, shown = _square_mean(mean * shared, reach) + pull, _square_mean(picture * shared, reach) + pull
+        around = torch.stack([mean * shared, picture * shared, picture])
+        for _ in range(2):
+            around = mean_around(around, reach)
+        pull = _FIELD_PULL * around[2]
+        meant, shown = around[0] + pull, around[1] + pull
         factor = (meant / shown.clamp(min=1e-6)).clamp(1 / _MOST, _MOST)
         result[view] = (picture * factor).clamp(0, 1).to(result)
 
     views.each(blend)
     return result
-
-
-def _square_mean(values: Float[Tensor, "C H W"], reach: int) -> Float[Tensor, "C H W"]:
-    for _ in range(2):
-        values = F.avg_pool2d(values, 2 * reach + 1, stride=1, padding=reach, count_include_pad=False)
-    return values

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int16
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -28,8 +28,10 @@ def agreement(
     partners: list[list[int]],
     tolerance: float,
     slack: float = 0.0,
-) -> tuple[Int64[Tensor, "V H W"], Int64[Tensor, "V H W"]]:
+) -> tuple[Int16[Tensor, "V H W"], Int16[Tensor, "V H W"]]:
     """How many other views agree with the depth of a pixel, and how many see through where it puts the surface.
+
+    Runs on the CPU.
 
     Args:
         depth: z-depth > 0.
@@ -38,22 +40,18 @@ def agreement(
         tolerance: Relative difference of inverse depth up to which views agree, or
         slack: the difference itself, where that is more (what counts when parallax is small).
     """
-    _, height, width = depth.shape
-    extent = depth.new_tensor([width, height])
-    agreeing = torch.zeros(depth.shape, dtype=torch.int64)
-    against = torch.zeros_like(agreeing)
-    for view, others in enumerate(partners):
-        points = cameras[view].unproject(depth[view : view + 1]).reshape(-1, 3)
-        for other in others:
-            uv, z = (values[0] for values in cameras[other].project(points))
-            inside = ((z > 0) & (uv >= 0).all(-1) & (uv < extent).all(-1)).nonzero()[:, 0]
-            column, row = uv[inside].long().unbind(-1)
-            z = z[inside]
-            nearer = z / depth[other][row, column] - 1
-            bound = (slack * z).clamp(min=tolerance)
-            agreeing[view].view(-1)[inside] += (nearer.abs() < bound).long()
-            against[view].view(-1)[inside] += (nearer < -_CLEARLY * bound).long()
-    return agreeing, against
+    from da3gs.stereo.agreement_loops import count_agreeing
+
+    maps, carries = depth.contiguous().numpy(), _carries(cameras, partners)
+    agreeing, against = (np.zeros(maps.shape, np.int16) for _ in range(2))
+    limits = np.float32(tolerance), np.float32(slack), np.float32(_CLEARLY)
+
+    def count(view: int) -> None:
+        count_agreeing(view, *carries[view], maps, *limits, agreeing[view], against[view])
+
+    with ThreadPoolExecutor(max_workers=max(1, torch.get_num_threads())) as pool:
+        list(pool.map(count, range(len(maps))))
+    return torch.from_numpy(agreeing), torch.from_numpy(against)
 
 
 @torch.no_grad()
@@ -72,16 +70,11 @@ def consensus(
     """
     from da3gs.stereo.agreement_loops import mean_of_views
 
-    carries = [[carry(cameras, view, cameras, other) for other in others] for view, others in enumerate(partners)]
-    sure = confirmed.contiguous().numpy()
+    carries, sure = _carries(cameras, partners), confirmed.contiguous().numpy()
 
     def averaged(view: int, maps: np.ndarray) -> np.ndarray:
         result = np.empty_like(maps[view])
-        matrices = np.array([matrix for matrix, _ in carries[view]], np.float32).reshape(-1, 3, 3)
-        shifts = np.array([shift for _, shift in carries[view]], np.float32).reshape(-1, 3)
-        others = np.array(partners[view], np.int64)
-        limits = np.float32(_MEET_WITHIN), np.float32(_SMOOTH)
-        mean_of_views(view, others, matrices, shifts, maps, sure, *limits, result)
+        mean_of_views(view, *carries[view], maps, sure, np.float32(_MEET_WITHIN), np.float32(_SMOOTH), result)
         return result
 
     maps = depth.contiguous().numpy()
@@ -97,6 +90,17 @@ def carry(cameras: Cameras, view: int, sources: Cameras, source: int) -> tuple[n
     K = sources.K[source].double()
     matrix = K @ relative[:3, :3] @ torch.linalg.inv(cameras.K[view].double())
     return matrix.float().numpy(), (K @ relative[:3, 3]).float().numpy()
+
+
+def _carries(cameras: Cameras, partners: list[list[int]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Per view its partners, and matrices and shifts that carry its pixels to them: [O], [O, 3, 3], [O, 3]."""
+    arrays = []
+    for view, others in enumerate(partners):
+        carries = [carry(cameras, view, cameras, other) for other in others]
+        matrices = np.array([matrix for matrix, _ in carries], np.float32).reshape(-1, 3, 3)
+        shifts = np.array([shift for _, shift in carries], np.float32).reshape(-1, 3)
+        arrays.append((np.array(others, np.int64), matrices, shifts))
+    return arrays
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The loop of `agreement.consensus`: where other views put the surface along the rays of one view.
+"""The loops of `agreement`: the surface of one view, held against those of others.
 
 Letters: V views, H W pixels, O other views.
 """
@@ -6,6 +6,41 @@ Letters: V views, H W pixels, O other views.
 import numpy as np
 
 from da3gs.compiling import loop
+
+
+@loop
+def count_agreeing(view, others, matrices, shifts, depth, tolerance, slack, clearly, agreeing, against):
+    """How many other views agree with the depth of a pixel, and how many see through it.
+
+    Args:
+        view: Whose pixels they are.
+        others, matrices, shifts: [O], [O, 3, 3], [O, 3]: matrix p + shift / z is the homogeneous place of pixel p.
+        depth: [V, H, W].
+        tolerance: Relative difference of inverse depth up to which views agree, or
+        slack: the difference itself, where that is more.
+        clearly: A view that sees through a point does so by this many tolerances.
+        agreeing, against: [H, W] written.
+    """
+    _, height, width = depth.shape
+    for row in range(height):
+        for column in range(width):
+            own = depth[view, row, column]
+            x, y = np.float32(column + 0.5), np.float32(row + 0.5)
+            agreeing[row, column], against[row, column] = 0, 0
+            for k in range(len(others)):
+                M, s = matrices[k], shifts[k]
+                z = own * (M[2, 0] * x + M[2, 1] * y + M[2, 2]) + s[2]
+                u = own * (M[0, 0] * x + M[0, 1] * y + M[0, 2]) + s[0]
+                v = own * (M[1, 0] * x + M[1, 1] * y + M[1, 2]) + s[1]
+                if not (z > 0 and u >= 0 and v >= 0 and u < width * z and v < height * z):
+                    continue
+                # The quotient may round up to the border.
+                nearer = z / depth[others[k], min(int(v / z), height - 1), min(int(u / z), width - 1)] - 1
+                bound = max(slack * z, tolerance)
+                if abs(nearer) < bound:
+                    agreeing[row, column] += 1
+                elif nearer < -clearly * bound:
+                    against[row, column] += 1
 
 
 @loop
