@@ -22,6 +22,7 @@ from da3gs.fusion import (
     single_layer,
     usable,
 )  # fmt: skip
+from da3gs.fusion.windows import mean_around
 from da3gs.model.gaussian_adapter import gaussians_from_depth
 from da3gs.rendering import contributions
 
@@ -325,6 +326,16 @@ def test_nothing_is_filled_without_a_picture_or_in_front_of_what_others_see():
 
 
 # ------------------------------------------------------------------------------------------------ exposure
+
+
+@pytest.mark.parametrize("reach", [1, 4, 40])
+def test_means_around_a_pixel_take_what_lies_in_the_picture(reach):
+    values = torch.rand(2, 3, 13, 17)
+    found = mean_around(values, reach)
+    for row, column in ((0, 0), (6, 9), (12, 3)):
+        rows, columns = (slice(max(0, at - reach), at + reach + 1) for at in (row, column))
+        expected = values[..., rows, columns].mean((-2, -1))
+        torch.testing.assert_close(found[..., row, column], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_planted_exposures_are_found_and_taken_out():

@@ -20,11 +20,13 @@ import torch
 import da3gs
 from da3gs.data.rgbd import read_rgbd
 from da3gs.data.transforms_json import read_transforms_json
+from da3gs.data.view_sampling import ViewSamplingConfig
 from da3gs.evaluate.demo import standing_still
 from da3gs.geometry.cameras import Cameras
 from da3gs.metrics.poses import pose_metrics
 from da3gs.metrics.shape import depth_metrics
 from da3gs.pipeline import ReconstructConfig, reconstruct
+from da3gs.train.gs_head import GSHeadLosses, GSHeadTask
 from da3gs.train.samples import SyntheticData, TrainingSample
 
 SEEDS = 7_000_000
@@ -44,6 +46,8 @@ def main() -> None:
     if options.data.is_dir():
         real_depth(model, size, options.data)
         real_poses(model, size, options.data)
+    if model.network.gs_head is not None:
+        gaussian_head(options.model, size)
 
 
 # ------------------------------------------------------------------------------------------------ synthetic
@@ -205,6 +209,36 @@ def real_poses(model, size: int, data: Path) -> None:
                 f"| {name} | {len(posed)} | {poses} | {found.rotation_median_deg:.1f} | "
                 f"{still.rotation_median_deg:.1f} | {found.translation_median_deg:.1f} | {auc['auc@30']:.2f} | "
                 f"{auc['auc@5']:.2f} | {trivial['auc@30']:.2f} |",
+                flush=True,
+            )
+    print()
+
+
+# ------------------------------------------------------------------------------------------------ splats
+
+
+def gaussian_head(model: str, size: int, scenes: int = 64) -> None:
+    print("## Gaussian head\n")
+    print(
+        f"Visible pixels of held-out views, {scenes} unseen scenes, 2-4 context views, own depth; `used`: "
+        "scenes whose predicted cameras are near enough to compare.\n"
+    )
+    print("| styles | poses | used | prior dB | head dB | gain |")
+    print("| --- | --- | ---: | ---: | ---: | ---: |")
+    for held_out in (False, True):
+        data = SyntheticData(
+            scenes=scenes, first_seed=SEEDS, sizes=((size, round(size * 0.7 / 14) * 14),), held_out=held_out
+        )
+        views = ViewSamplingConfig(context=(2, 4), targets=1)
+        losses = GSHeadLosses(lpips=0)
+        task = GSHeadTask(
+            model=model, pretrained=True, evaluation_data=data, evaluation_scenes=scenes, views=views, losses=losses
+        ).open(0)
+        found = task.evaluate(task.module).metrics
+        for poses, way in (("given", "posed"), ("predicted", "free")):
+            print(
+                f"| {'held out' if held_out else 'of training'} | {poses} | {found[f'used_{way}']:.2f} | "
+                f"{found[f'psnr_prior_{way}']:.2f} | {found[f'psnr_head_{way}']:.2f} | {found[f'gain_db_{way}']:.2f} |",
                 flush=True,
             )
     print()

@@ -3,7 +3,8 @@
     python scripts/benchmarks/unposed.py [--model da3-tiny] [--data FOLDER] [--pictures FOLDER] > results/unposed.md
 
 Photographs of three posed sets are reconstructed with the true cameras, with those of structure from motion, with
-those that explain matches between the views, and with those of the camera head. What is found is moved onto the true
+those that explain matches between the views, and with those of the camera head; and with the true cameras but the
+network's own depth, with and without the Gaussian head that was trained on it. What is found is moved onto the true
 cameras by one similarity, and held-out photographs are compared with renders from there.
 """
 
@@ -35,7 +36,7 @@ SETS = (
     ("fox", "posed_fox", 6, 9),
     ("table top", "rgbd_tabletop_d435i", 3, 9),
 )
-WAYS = ("given", "sfm", "matches", "head")
+WAYS = ("given", "sfm", "matches", "head", "given, own depth", "given, own depth, prior alone")
 HELD_OUT = 5
 
 
@@ -49,11 +50,11 @@ def main() -> None:
     model = load_model(options.model)
     print(f"# Photographs without cameras, {model.config.name}\n")
     print(
-        "Medians in degrees. PSNR of held-out photographs over the covered pixels, and their share; seconds on one "
-        "core, without files.\n"
+        "Medians in degrees. PSNR of held-out photographs over the covered pixels, their share, and over all pixels, "
+        "on black; seconds on one core, without files.\n"
     )
-    print("| set | cameras | views placed | rotation | direction | AUC@30 | AUC@5 | PSNR dB | covered | s |")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print("| set | cameras | views placed | rotation | direction | AUC@30 | AUC@5 | PSNR dB | covered | all dB | s |")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, folder, step, most in SETS:
         posed = read_transforms_json(options.data / folder / "transforms.json")
         context = list(range(0, len(posed), step))[:most]
@@ -86,7 +87,8 @@ def _row(posed, context: list[int], targets: list[int], way: str, model, name: s
     out = render(moved, held_out.cameras.scaled(width=width, height=height), RenderConfig(antialiased=True))
     covered = out.alpha[..., 0] > 0.5
     colour = (out.rgb / out.alpha.clamp(min=1e-3)).clamp(0, 1)
-    error = (colour - photographs.movedim(1, -1)).square().mean(-1)[covered]
+    truth_rgb = photographs.movedim(1, -1)
+    error, everywhere = ((rgb - truth_rgb).square().mean(-1) for rgb in (colour, out.rgb.clamp(0, 1)))
     if pictures is not None:
         pictures.mkdir(parents=True, exist_ok=True)
         middle = float(scene.depth.median())
@@ -103,8 +105,9 @@ def _row(posed, context: list[int], targets: list[int], way: str, model, name: s
         f"{found.translation_median_deg:.1f}",
         f"{auc['auc@30']:.2f}",
         f"{auc['auc@5']:.2f}",
-        f"{float(-10 * error.mean().log10()):.1f}",
+        f"{float(-10 * error[covered].mean().log10()):.1f}",
         f"{float(covered.float().mean()):.0%}",
+        f"{float(-10 * everywhere.mean().log10()):.1f}",
         f"{seconds:.0f}",
     )
     return " | ".join(columns)
@@ -113,8 +116,13 @@ def _row(posed, context: list[int], targets: list[int], way: str, model, name: s
 def _scene(given, way: str, model):
     """The reconstruction, and which of the photographs it is made of."""
     images = given.load_images()
-    if way == "given":
-        return reconstruct(images, given.cameras, model), list(range(len(images)))
+    if way.startswith("given"):
+        head = model.network.gs_head
+        model.network.gs_head = None if way.endswith("alone") else head
+        config = ReconstructConfig(refine_depth="own depth" not in way)
+        scene = reconstruct(images, given.cameras, model, config)
+        model.network.gs_head = head
+        return scene, list(range(len(images)))
     names = [f"{index:03d}.png" for index in range(len(images))]
     if way == "sfm":
         with tempfile.TemporaryDirectory() as folder:
