@@ -251,6 +251,12 @@ def test_every_filter_counts_only_its_own():
     keep, records = filter_pixels(splats, depth, cameras, confidence=confidence, sky=sky)
     dropped = {record.name: record.before - record.after for record in records}
     assert dropped["confidence"] == 3 * 15 * WIDTH and dropped["sky"] == 3 * 5 * WIDTH
+    # Where other views have checked the depth, they are asked, not the network; unless somebody insists.
+    sure = torch.ones_like(depth, dtype=torch.bool)
+    for fraction, expected in ((None, 0), (0.05, 3 * 15 * WIDTH)):
+        config = FilterConfig(confidence=fraction)
+        _, records = filter_pixels(splats, depth, cameras, confidence=confidence, confirmed=sure, config=config)
+        assert records[1].name == "confidence" and records[1].before - records[1].after == expected
     assert sum(dropped.values()) == int((~keep).sum())
 
 

@@ -90,11 +90,13 @@ class ReconstructCommand:
     max_gaussians: Annotated[int | None, arg(metavar="N")] = None
     """Keep at most this many Gaussians: those that make up most of the pictures."""
 
-    min_confidence: Annotated[float, arg(metavar="0..1")] = 0.05
-    """Drop pixels whose confidence is below this fraction of the scene's median; 0 keeps all."""
+    min_confidence: Annotated[float | None, arg(metavar="0..1")] = None
+    """Drop pixels whose confidence is below this fraction of the scene's median; 0 keeps all. None is 0 where pictures
+    refined the depth, else 0.05."""
 
-    border: Annotated[float, arg(metavar="0..0.4")] = 0.01
-    """Drop a frame this wide (fraction of the shorter side) around each image; 0 keeps it."""
+    border: Annotated[float | None, arg(metavar="0..0.4")] = None
+    """Drop a frame this wide (fraction of the shorter side) around each image; 0 keeps it. None is 0 where the pictures
+    refined the depth, else 0.01."""
 
     consistency: Annotated[float, arg(metavar="0..1")] = 0.05
     """Drop pixels that other views see through, by this relative difference of depth; 0 keeps all."""

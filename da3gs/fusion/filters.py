@@ -18,6 +18,8 @@ from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
 
 SKY_SCORE = 0.3
+# What confidence and border are set to where no other views have checked the depth.
+_CONFIDENCE, _BORDER = 0.05, 0.01
 # Relative depth range of a 3x3 window that may be a jump.
 _JUMP = 0.05
 # Relative second difference of inverse depth (zero on a plane, however steep) that makes it one.
@@ -27,6 +29,9 @@ _BEND = 0.03
 @dataclass(frozen=True)
 class FilterConfig:
     """What is dropped. Zero or False switches a filter off.
+
+    Confidence and border have defaults, None, of their own where depth was measured between views: 0 there, since the
+    other views know better what is wrong (see consistency), else 0.05 and 0.01.
 
     Attributes:
         confidence: Pixels whose confidence above its minimum of 1 is below this fraction of the scene's median (the
@@ -41,9 +46,9 @@ class FilterConfig:
             it better stay, those of the others go. Only where depth was measured between views.
     """
 
-    confidence: float | int = 0.05
+    confidence: float | int | None = None
     sky: bool = True
-    border: float | int = 0.01
+    border: float | int | None = None
     edges: bool = True
     consistency: float | int = 0.05
     overlap: float | int = 0.03
@@ -51,7 +56,7 @@ class FilterConfig:
     def __post_init__(self):
         for name, high in (("confidence", 1.0), ("border", 0.4), ("consistency", 1.0), ("overlap", 1.0)):
             value = getattr(self, name)
-            if not 0 <= value <= high:
+            if value is not None and not 0 <= value <= high:
                 raise InputError(f"the {name} filter must lie in [0, {high:g}]; got {value}")
 
 
@@ -96,15 +101,20 @@ def filter_pixels(
         raise InputError(f"expected one Gaussian per pixel ({depth.numel()}); got {len(gaussians)}")
     keep = torch.ones_like(depth, dtype=torch.bool)
     several = len(depth) > 1
+    doubt, margin = config.confidence, config.border
+    if doubt is None:
+        doubt = _CONFIDENCE if confirmed is None else 0
+    if margin is None:
+        margin = _BORDER if confirmed is None else 0
     drop_tests: list[tuple[str, Any, Callable[[], Tensor] | None]] = [
         ("invalid", True, lambda: ~usable(gaussians).reshape(depth.shape) | (depth <= 0)),
         (
             "confidence",
-            config.confidence,
-            None if confidence is None or not config.confidence else lambda: doubtful(confidence, config.confidence),
+            doubt,
+            None if confidence is None or not doubt else lambda: doubtful(confidence, doubt),
         ),
         ("sky", config.sky, None if sky is None or not config.sky else lambda: sky >= SKY_SCORE),
-        ("border", config.border, None if not config.border else lambda: border(depth, config.border)),
+        ("border", margin, None if not margin else lambda: border(depth, margin)),
         ("edges", config.edges, None if not config.edges else lambda: flying_pixels(depth)),
         (
             "consistency",

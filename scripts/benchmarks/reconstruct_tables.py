@@ -191,7 +191,7 @@ def filters(source: Source, targets: RGBDFrames) -> str:
     default = FilterConfig()
     variants = {
         "all off": OFF,
-        "border only": FilterConfig(0, False, default.border, False, 0),
+        "border only": FilterConfig(0, False, None, False, 0),
         "edges only": FilterConfig(0, False, 0, True, 0),
         "consistency only": FilterConfig(0, False, 0, False, default.consistency),
         "all but border": FilterConfig(border=0),
