@@ -100,10 +100,10 @@ def repeated(
 
     means = gaussians.means.reshape(*depth.shape, 3).cpu()
     views = ViewLookup.of(means, cameras)
-    scores = _squareness(gaussians, means, cameras) * _pixels_per_unit(depth, cameras)
+    quality = _squareness(gaussians, means, cameras) * _pixels_per_unit(depth, cameras)
     for _ in range(2):
-        scores = mean_around(scores, max(1, round(_PATCH * min(depth.shape[1:]))))
-    scores = scores.contiguous().numpy()
+        quality = mean_around(quality, max(1, round(_PATCH * min(depth.shape[1:]))))
+    scores = quality.contiguous().numpy()
     depths, kept = depth.cpu().contiguous().numpy(), keep.cpu().contiguous().numpy()
     accepted, covered = np.zeros_like(kept), np.zeros_like(kept)
 
