@@ -79,28 +79,34 @@ def _values(name: str, options: tuple[Option, ...]) -> tuple[str, ...]:
 
 def bash_script(words: Mapping[str, CommandWords]) -> str:
     """For bash 3.2 and newer."""
+    groups = "|".join(_groups(words))
     return f"""\
 # da3gs completion for bash
 _da3gs() {{
     local cur=${{COMP_WORDS[COMP_CWORD]}} prev=${{COMP_WORDS[COMP_CWORD-1]}} command= place=0 found=
     COMPREPLY=()
     for ((place = 1; place < COMP_CWORD; place++)); do
-        if [[ ${{COMP_WORDS[place]}} != -* ]]; then command=${{COMP_WORDS[place]}}; break; fi
+        if [[ ${{COMP_WORDS[place]}} == -* ]]; then continue; fi
+        command="${{command:+$command }}${{COMP_WORDS[place]}}"
+        case $command in {groups}) ;; *) break ;; esac
     done
     if [[ -z $command ]]; then
-        COMPREPLY=( $(compgen -W {_quoted((*words, *GLOBAL_FLAGS, "--version"))} -- "$cur") )
+        COMPREPLY=( $(compgen -W {_quoted((*_first_words(words), *GLOBAL_FLAGS, "--version"))} -- "$cur") )
         return
     fi
+    case $command in
+{_cases(_groups(words), '        {}) COMPREPLY=( $(compgen -W {} -- "$cur") ); return ;;')}
+    esac
     case "$command $prev" in
 {_cases(_choice_words(words), '        "{}") found={} ;;')}
     esac
     if [[ -z $found && $cur == -* ]]; then
         case $command in
-{_cases({name: entry.flags for name, entry in words.items()}, "            {}) found={} ;;")}
+{_cases({name: entry.flags for name, entry in words.items()}, '            "{}") found={} ;;')}
         esac
     elif [[ -z $found && $((place + 1)) == $COMP_CWORD ]]; then
         case $command in
-{_cases(_first_values(words), "            {}) found={} ;;")}
+{_cases(_first_values(words), '            "{}") found={} ;;')}
         esac
     fi
     # Nothing found: bash completes file names.
@@ -112,7 +118,10 @@ complete -o bashdefault -o default -F _da3gs da3gs
 
 def zsh_script(words: Mapping[str, CommandWords]) -> str:
     """For zsh with its completion system on: evaluated, or kept as a file `_da3gs` on fpath."""
-    described = "\n".join(f"        {_quoted((f'{name}:{entry.summary}',))}" for name, entry in words.items())
+    summaries = {name: f"{' or '.join(members)}" for name, members in _groups(words).items()}
+    summaries = {name: summaries.get(name) or words[name].summary for name in _first_words(words)}
+    described = "\n".join(f"        {_quoted((f'{name}:{summary}',))}" for name, summary in summaries.items())
+    groups = "|".join(_groups(words))
     return f"""\
 #compdef da3gs
 _da3gs() {{
@@ -122,23 +131,28 @@ _da3gs() {{
 {described}
     )
     for ((place = 2; place < CURRENT; place++)); do
-        if [[ $words[place] != -* ]]; then command=$words[place]; break; fi
+        if [[ $words[place] == -* ]]; then continue; fi
+        command="${{command:+$command }}$words[place]"
+        case $command in {groups}) ;; *) break ;; esac
     done
     if [[ -z $command ]]; then
         if [[ $PREFIX == -* ]]; then compadd -- {" ".join((*GLOBAL_FLAGS, "--version"))}
         else _describe command commands; fi
         return
     fi
+    case $command in
+{_cases(_groups(words), "        {}) compadd -- ${{=:-{}}}; return ;;")}
+    esac
     case "$command $words[CURRENT-1]" in
 {_cases(_choice_words(words), '        "{}") found={} ;;')}
     esac
     if [[ -z $found && $PREFIX == -* ]]; then
         case $command in
-{_cases({name: entry.flags for name, entry in words.items()}, "            {}) found={} ;;")}
+{_cases({name: entry.flags for name, entry in words.items()}, '            "{}") found={} ;;')}
         esac
     elif [[ -z $found && $((place + 1)) == $CURRENT ]]; then
         case $command in
-{_cases(_first_values(words), "            {}) found={} ;;")}
+{_cases(_first_values(words), '            "{}") found={} ;;')}
         esac
     fi
     if [[ -n $found ]]; then compadd -- ${{=found}}; else _files; fi
@@ -150,25 +164,40 @@ if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _da3gs "$@"; else compdef _
 def tcsh_script(words: Mapping[str, CommandWords]) -> str:
     """For tcsh. Flags are those of the command on the line; values belong to a flag whatever the command."""
     # The rule c/--/ adds its words behind the dashes.
-    flags = {name: " ".join(flag[2:] for flag in entry.flags) for name, entry in words.items()}
-    cases = " ".join(f"{name}) echo {names};;" for name, names in flags.items())
+    flags: dict[str, list[str]] = {}
+    for name, entry in words.items():
+        known = flags.setdefault(name.split()[0], [])
+        known += [flag[2:] for flag in entry.flags if flag[2:] not in known]
+    cases = " ".join(f"{name}) echo {' '.join(names)};;" for name, names in flags.items())
     choices: dict[str, list[str]] = {}
     for entry in words.values():
         for flag, values in entry.choices.items():
             known = choices.setdefault(flag, [])
             known += [value for value in values if value not in known]
     rules = [f"'n/{flag}/({' '.join(values)})/'" for flag, values in choices.items()]
-    rules += [f"'n/{name}/({' '.join(values)})/'" for name, values in _first_values(words).items()]
+    followers = _groups(words) | _first_values(words)
+    rules += [f"'n/{name}/({' '.join(values)})/'" for name, values in followers.items()]
     return (
         "# da3gs completion for tcsh\n"
         f"setenv DA3GS_FLAGS 'set -- $COMMAND_LINE; case $2 in {cases} esac'\n"
-        f"complete da3gs 'p/1/({' '.join(words)})/' {' '.join(rules)} 'c/--/`sh -c \"$DA3GS_FLAGS\"`/'\n"
+        f"complete da3gs 'p/1/({' '.join(_first_words(words))})/' {' '.join(rules)} 'c/--/`sh -c \"$DA3GS_FLAGS\"`/'\n"
     )
 
 
 def _choice_words(words: Mapping[str, CommandWords]) -> dict[str, tuple[str, ...]]:
     """ "command --flag" -> the values of that flag."""
     return {f"{name} {flag}": values for name, entry in words.items() for flag, values in entry.choices.items()}
+
+
+def _first_words(words: Mapping[str, CommandWords]) -> list[str]:
+    """What can follow "da3gs"."""
+    return list(dict.fromkeys(name.split()[0] for name in words))
+
+
+def _groups(words: Mapping[str, CommandWords]) -> dict[str, tuple[str, ...]]:
+    """First words of commands of two -> their second words."""
+    pairs = [name.split() for name in words if " " in name]
+    return {first: tuple(second for other, second in pairs if other == first) for first, _ in pairs}
 
 
 def _first_values(words: Mapping[str, CommandWords]) -> dict[str, tuple[str, ...]]:

@@ -38,6 +38,16 @@ COMMANDS: dict[str, Command] = {
     "view": Command("da3gs.cli.view", "ViewCommand", "Show a scene in the browser."),
     "convert": Command("da3gs.cli.convert", "ConvertCommand", "Convert a Gaussian file: format, frame, SH degree."),
     "info": Command("da3gs.cli.info", "InfoCommand", "Print what a Gaussian file holds."),
+    "evaluate nvs": Command(
+        "da3gs.cli.evaluate", "EvaluateNvsCommand", "View synthesis: PSNR, SSIM, LPIPS of held-out pictures."
+    ),
+    "evaluate pose": Command(
+        "da3gs.cli.evaluate", "EvaluatePoseCommand", "Camera poses: relative-pose AUC and medians."
+    ),
+    "evaluate recon": Command(
+        "da3gs.cli.evaluate", "EvaluateReconCommand", "Geometry: accuracy, completeness, F-score."
+    ),
+    "evaluate depth": Command("da3gs.cli.evaluate", "EvaluateDepthCommand", "Depth: delta1, AbsRel, by alignment."),
     "train": Command("da3gs.cli.train", "TrainCommand", "Train from a configuration; every key of it is a flag."),
     "doctor": Command(
         "da3gs.cli.doctor", "DoctorCommand", "Check this machine: what works, what to do about the rest."

@@ -24,8 +24,7 @@ from da3gs.export.scene_folder import save_scene
 from da3gs.export.video import colorize_depth, save_image, uint8_picture, write_contact_sheet
 from da3gs.gaussians import Scene
 from da3gs.geometry.alignment import align_cameras
-from da3gs.geometry.cameras import Cameras
-from da3gs.metrics.poses import pose_metrics
+from da3gs.metrics.poses import pose_metrics, standing_still
 from da3gs.metrics.shape import depth_metrics
 from da3gs.model.da3_model import DA3Model
 from da3gs.pipeline.reconstruction import DEFAULT_MODEL, ReconstructConfig, reconstruct
@@ -208,8 +207,3 @@ def _write_comparison(
         ("render from there", [uint8_picture(picture) for picture in renders]),
     ]
     write_contact_sheet(path, rows)
-
-
-def standing_still(cameras: Cameras) -> Cameras:
-    """Cameras that all stand where the first one does."""
-    return cameras.with_poses(cameras.cam_from_world[:1].expand(len(cameras), 4, 4).clone())

@@ -132,6 +132,13 @@ def auc_trapezoid(errors_deg: Float[Tensor, " P"], threshold_deg: int) -> float:
     return float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum() / threshold_deg)
 
 
+def standing_still(cameras: Cameras) -> Cameras:
+    """Cameras that all stand where the first one does: what claiming no motion at all would score."""
+    if cameras.cam_from_world is None:
+        raise InputError("cameras that stand still need poses; these have intrinsics only")
+    return cameras.with_poses(cameras.cam_from_world[:1].expand(len(cameras), 4, 4).clone())
+
+
 # ------------------------------------------------------------------------------------------------ parts
 
 

@@ -181,6 +181,23 @@ def point_metrics(predicted: Float[Tensor, "N 3"], target: Float[Tensor, "M 3"],
     )
 
 
+def thinned_points(points: Float[Tensor, "N 3"], voxel: float) -> Float[Tensor, "M 3"]:
+    """One point per occupied voxel, the mean of those in it, so that every piece of a surface weighs alike.
+
+    Args:
+        points: Finite.
+        voxel: Edge of the voxels, > 0; the grid passes through the origin.
+    """
+    if not voxel > 0:
+        raise InputError(f"the voxel size must be > 0; got {voxel}")
+    if len(points) == 0:
+        return points
+    cells = torch.floor(points.double() / voxel).long()
+    _, where = torch.unique(cells, dim=0, return_inverse=True)
+    sums = points.new_zeros(int(where.max()) + 1, 3, dtype=torch.float64).index_add_(0, where, points.double())
+    return (sums / torch.bincount(where)[:, None]).to(points.dtype)
+
+
 def nearest_distances(points: Float[Tensor, "N 3"], others: Float[Tensor, "M 3"]) -> Float[Tensor, " N"]:
     """Distance of every point to the nearest of the others, float64 on the CPU.
 

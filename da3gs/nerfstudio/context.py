@@ -7,7 +7,6 @@
 Letters: V context views, H W pixels of the processed images, N selected Gaussians.
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from da3gs.data.view_choice import evenly_spread, farthest_views
 from da3gs.errors import InputError
@@ -242,16 +241,6 @@ def _processed_masks(valid: list[Tensor | None], views: Views) -> Bool[Tensor, "
             resized = F.interpolate(mask.cpu()[None, None].float(), (resized_height, resized_width), mode="area")
             masks[view] = resized[0, 0, top : top + height, left : left + width] > 0.5
     return masks
-
-
-def weights_digest(network: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of all weights but those of a Gaussian head."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(network.named_parameters()):
-        if not name.startswith(("gs_head.", "any_view.gs_head.")):
-            digest.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def typical_depth(gaussians: Gaussians, cameras: Cameras) -> Float[Tensor, ""]:

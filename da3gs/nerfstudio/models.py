@@ -27,6 +27,7 @@ from da3gs.geometry.spherical_harmonics import rgb_from_dc
 from da3gs.losses import masked_mse
 from da3gs.metrics.images import load_lpips, psnr, ssim
 from da3gs.model.da3_model import DA3Model, load_model
+from da3gs.model.digest import weights_digest
 from da3gs.nerfstudio.cameras import cameras_from_nerfstudio, picture, valid_pixels
 from da3gs.nerfstudio.config import (
     IMAGE_SIZE,
@@ -35,7 +36,7 @@ from da3gs.nerfstudio.config import (
     HeadModelConfig,
     SplatModelConfig,
 )
-from da3gs.nerfstudio.context import ContextViews, FeedForward, feed_forward, typical_depth, weights_digest
+from da3gs.nerfstudio.context import ContextViews, FeedForward, feed_forward, typical_depth
 from da3gs.nerfstudio.head import FrozenInputs, begin_at_prior, ensure_head, freeze
 from da3gs.rendering import RenderConfig, render
 

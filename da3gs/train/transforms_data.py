@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import torch
 
+from da3gs.data.covering import Covering
 from da3gs.data.posed_images import PosedImages
 from da3gs.data.transforms_json import read_transforms_json
 from da3gs.errors import FormatError, InputError
@@ -90,11 +90,6 @@ def _open_scene(path: Path) -> PosedImages:
 
 def _fit(posed: PosedImages, view: int, width: int, height: int) -> tuple[torch.Tensor, Cameras]:
     image, camera = posed.load_image(view), posed.cameras[view]
-    old_height, old_width = image.shape[:2]
-    factor = max(width / old_width, height / old_height)
-    new_width, new_height = max(width, round(old_width * factor)), max(height, round(old_height * factor))
-    image = cv2.resize(image, (new_width, new_height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-    left, top = (new_width - width) // 2, (new_height - height) // 2
-    camera = camera.scaled(width=new_width, height=new_height).cropped(left=left, top=top, width=width, height=height)
-    image = image[top : top + height, left : left + width].copy()
-    return tensor_from_uint8(image), Cameras(camera.cam_from_world, camera.K, width, height)
+    covering = Covering.of((image.shape[1], image.shape[0]), (width, height))
+    camera = covering.cameras(camera)
+    return tensor_from_uint8(covering.picture(image)), Cameras(camera.cam_from_world, camera.K, width, height)

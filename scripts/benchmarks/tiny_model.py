@@ -21,9 +21,8 @@ import da3gs
 from da3gs.data.rgbd import read_rgbd
 from da3gs.data.transforms_json import read_transforms_json
 from da3gs.data.view_sampling import ViewSamplingConfig
-from da3gs.evaluate.demo import standing_still
 from da3gs.geometry.cameras import Cameras
-from da3gs.metrics.poses import pose_metrics
+from da3gs.metrics.poses import pose_metrics, standing_still
 from da3gs.metrics.shape import depth_metrics
 from da3gs.pipeline import ReconstructConfig, reconstruct
 from da3gs.train.gs_head import GSHeadLosses, GSHeadTask

@@ -97,6 +97,8 @@ def _camera_files(folder: Path, cameras: Cameras) -> None:
     write_cameras_json(folder / "other_cameras.json", cameras, ["a.png", "b.png", "c.png"])
     write_cameras_json(folder / "fewer_cameras.json", cameras[:2])  # view_000, view_001
     write_cameras_json(folder / "unposed.json", Cameras(None, cameras.K, 126, 98), names)
+    index = {"rgbd": {"context": [0, 2], "target": [1]}}
+    (folder / "index.json").write_text(json.dumps(index))
     content = (folder / "cameras.json").read_text()
 
     def changed(name: str, change: Callable[[dict], None]) -> None:

@@ -39,6 +39,7 @@ class Row:
 
 GIVEN = "--depth given --no-video --size 70"  # reconstruction without a network
 OURS = "--model model.safetensors --size 70 --no-video"
+SMALL = "--model model.safetensors --size 70 --resolution 70"
 
 ROWS = (
     # ------------------------------------------------------------ the command line itself
@@ -159,6 +160,24 @@ ROWS = (
     Row("a word for a rate", "train smoke_cpu --optim.lr fast --output run", r"optim.lr must be a finite number; got 'fast'"),
     Row("no training data", "train gs_head_dl3dv_base --output run --task.model model.safetensors --task.data.folder empty", r"no training scene with a transforms.json under empty"),
     Row("a run without --resume", "train smoke_cpu --output held", r"held holds a run.*add --resume"),
+    # ------------------------------------------------------------ evaluation
+    Row("evaluate without a task", "evaluate rgbd", r"'da3gs evaluate' needs one of nvs, pose, recon, depth; got 'rgbd'"),
+    Row("a missing scene", "evaluate nvs fotos", r"fotos does not exist; give a data set with cameras, .* or procedural:4"),
+    Row("photographs for a scene", "evaluate pose photos", r"photos holds no scene with cameras"),
+    Row("no procedural scenes", "evaluate pose procedural:0", r"at least one procedural scene is needed"),
+    Row("a scene without depth", f"evaluate depth rgbd_no_depth {SMALL}", r"none of the 1 scenes.*rgbd_no_depth has no true depth"),
+    Row("geometry without depth", f"evaluate recon rgbd_no_depth {SMALL}", r"rgbd_no_depth has no true depth"),
+    Row("a scan that is not there", f"evaluate recon rgbd {SMALL} --scan scan.ply", r"the scan .*rgbd/scan.ply does not exist"),
+    Row("a threshold of nothing", f"evaluate recon rgbd {SMALL} --threshold 0", r"threshold must be > 0; got 0"),
+    Row("a size in words", "evaluate nvs rgbd --resolution 256*256", r"--resolution must be a longest side .* got '256\*256'"),
+    Row("an index that is not there", f"evaluate nvs rgbd {SMALL} --index i.json", r"index file i.json does not exist"),
+    Row("cameras for an index", f"evaluate nvs rgbd {SMALL} --index cameras.json", r"cameras.json: scene format needs a list 'context'"),
+    Row("too few frames to hold out", f"evaluate nvs rgbd {SMALL} --hold-out 1", r"--hold-out must be >= 2; got 1"),
+    Row("an index and a number", f"evaluate nvs rgbd {SMALL} --index index.json --context 2", r"an index file says which frames"),
+    Row("LPIPS without its package", f"evaluate nvs rgbd {SMALL} --lpips vgg", r"pip install", without_module("lpips")),
+    Row("one view's poses", f"evaluate pose rgbd {SMALL} --max-views 1", r"scene rgbd has 1 view; relative poses need two"),
+    Row("depth of no views", f"evaluate depth rgbd {SMALL} --max-views 0", r"--max-views must be >= 1; got 0"),
+    Row("that folder, evaluate", f"evaluate depth rgbd {SMALL} --output foreign", r"foreign holds other files \(thesis.tex\)"),
     # ------------------------------------------------------------ Ctrl-C
     Row("Ctrl-C", f"reconstruct rgbd --output out {GIVEN}", r"interrupted", ctrl_c_in("da3gs.export.scene_folder._write_preview"), 130),
     Row("Ctrl-C, render", "render scene.ply --output o.mp4 --width 32", r"interrupted", ctrl_c_in("da3gs.export.video._Encoder.finish"), 130),

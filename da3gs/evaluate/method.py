@@ -1,0 +1,141 @@
+"""What is evaluated: a model, where cameras come from, and a scene made of views with a known truth."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from da3gs.data.input_views import InputViews
+from da3gs.data.sfm import with_sfm_cameras
+from da3gs.evaluate.scenes import EvaluationViews
+from da3gs.gaussians import Gaussians, Scene
+from da3gs.geometry.alignment import align_cameras
+from da3gs.geometry.cameras import Cameras
+from da3gs.metrics.poses import PoseMetrics, pose_metrics
+from da3gs.model.da3_model import DA3Model
+from da3gs.model.digest import weights_digest
+from da3gs.pipeline.reconstruction import ReconstructConfig, reconstruct
+from da3gs.pipeline.sources import Source, source_from_input
+
+Poses = Literal["given", "predicted", "sfm"]
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A model and how it is used.
+
+    Attributes:
+        model: Loaded, with its Gaussian head if it has one.
+        config: Of `reconstruct`.
+    """
+
+    model: DA3Model
+    config: ReconstructConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values that name the method; the weights by a hash."""
+        config = self.config
+        return {
+            "model": self.model.config.name,
+            "weights_sha256": weights_digest(self.model.network, gaussian_head=True)[:16],
+            "gaussian_head": self.model.network.gs_head is not None,
+            "size_px": config.size_px or self.model.config.size_px,
+            "splat_size_px": config.splat_size_px,
+            "camera_source": config.camera_source,
+            "refine_depth": config.refine_depth,
+            "keypoints": config.keypoints,
+            "max_gaussians": config.max_gaussians,
+            "seed": config.seed,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class AlignedScene:
+    """A reconstruction in the frame and scale of the true cameras.
+
+    Attributes:
+        scene: As `reconstruct` returned it, in a frame of its own unless poses were given.
+        gaussians: Its Gaussians, moved.
+        depth: Its depth [V, H, W], scaled.
+        given: Number of views that were handed over.
+        kept: Which of them it is made of.
+        true_cameras: Of these, at the size of the maps.
+        poses: How far its cameras are from the true ones; None if poses were given or there is one view.
+        scale: From the scene's unit to that of the true cameras.
+    """
+
+    scene: Scene
+    gaussians: Gaussians
+    depth: Tensor
+    given: int
+    kept: list[int]
+    true_cameras: Cameras
+    poses: PoseMetrics | None
+    scale: float
+
+    @property
+    def pose_numbers(self) -> dict[str, float | None]:
+        """Share of views that were placed and, where poses were not given, AUC@30 (a pair without cameras counts as
+        wrong) and the median rotation error of the others."""
+        numbers: dict[str, float | None] = {"views_placed": len(self.kept) / self.given}
+        if self.poses is not None:
+            share = self.poses.pairs / (self.given * (self.given - 1) // 2)
+            numbers["auc30"] = self.poses.auc["vggt"]["auc@30"] * share
+            numbers["rotation_median_deg"] = self.poses.rotation_median_deg
+        return numbers
+
+
+def reconstructed(method: Method, views: EvaluationViews, poses: Poses) -> AlignedScene:
+    """Reconstruct views and move the result onto the true cameras by one similarity, if these were not given.
+
+    Raises:
+        InputError: Nothing to reconstruct from them.
+    """
+    # Numbered, so that the views that are kept can be told whatever the frames are called.
+    labels = [f"{index:05d}" for index in range(len(views))]
+    if poses == "sfm":
+        found = with_sfm_cameras(_input_views(views, labels), seed=method.config.seed)
+        source = replace(source_from_input(found), poses_from="structure from motion")
+    else:
+        source = Source(
+            list(views.images), tuple(labels), views.cameras if poses == "given" else None, facts={"kind": "images"}
+        )
+    scene = reconstruct(source, model=method.model, config=method.config)
+    kept = [labels.index(name) for name in scene.report["views"]]
+    width, height = scene.cameras.size
+    truth = views.cameras[kept].scaled(width=width, height=height)
+    if poses == "given":
+        return AlignedScene(scene, scene.gaussians, scene.depth, len(views), kept, truth, None, 1.0)
+    move = align_cameras(scene.cameras.to("cpu"), truth).target_from_source
+    scale = float(move.scale)
+    return AlignedScene(
+        scene=scene,
+        gaussians=scene.gaussians.transform(move),
+        depth=scene.depth * scale,
+        given=len(views),
+        kept=kept,
+        true_cameras=truth,
+        poses=pose_metrics(scene.cameras.to("cpu"), truth) if len(kept) > 1 else None,
+        scale=scale,
+    )
+
+
+def at_size(maps: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Maps [V, H, W] of whole pictures at another (width, height)."""
+    if (maps.shape[2], maps.shape[1]) == size:
+        return maps
+    options = {"align_corners": False} if mode == "bilinear" else {}
+    return torch.nn.functional.interpolate(maps[:, None], (size[1], size[0]), mode=mode, **options)[:, 0]
+
+
+def _input_views(views: EvaluationViews, labels: list[str]) -> InputViews:
+    return InputViews(
+        names=tuple(labels),
+        images=views.images,
+        sizes=(views.size,) * len(views),
+        cameras=None,
+        depth=None,
+        kind="folder",
+        focal_hint_px=(None,) * len(views),
+    )

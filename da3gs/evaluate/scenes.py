@@ -1,0 +1,242 @@
+"""Scenes with a known truth: data sets on disk, or procedural ones.
+
+Letters: F frames of a scene, V chosen views, H W pixels.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from da3gs.data.colmap import find_colmap_model, read_colmap
+from da3gs.data.covering import Covering
+from da3gs.data.posed_images import PosedImages
+from da3gs.data.rgbd import depth_of_view
+from da3gs.data.synthetic import HELD_OUT_STYLES, SyntheticViews, make_scene, render_views, sample_cameras
+from da3gs.data.transforms_json import read_transforms_json
+from da3gs.errors import InputError
+from da3gs.export.video import uint8_picture
+from da3gs.geometry.cameras import Cameras
+from da3gs.images import PATCH_PX
+
+PROCEDURAL = "procedural"
+# Seeds far from those that the shipped configurations train on.
+_PROCEDURAL_SEED = 9_000_000
+_PROCEDURAL_SIZE = (448, 336)
+_PROCEDURAL_FRAMES = 12
+_PROCEDURAL_COVISIBILITY = 0.6
+_PROCEDURAL_DIFFICULTY = 0.3
+_HOLD_OUT = 4
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationViews:
+    """V frames at one size.
+
+    Attributes:
+        names: Of the frames.
+        images: RGB uint8 [H, W, 3] each.
+        cameras: The true ones, at this size.
+        depth: [V, H, W] true z-depth in the unit of the cameras, 0 where unknown; None where the scene has none.
+    """
+
+    names: tuple[str, ...]
+    images: tuple[UInt8[np.ndarray, "H W 3"], ...]
+    cameras: Cameras
+    depth: Float[Tensor, "V H W"] | None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.cameras.size
+
+    @property
+    def pictures(self) -> Float[Tensor, "V 3 H W"]:
+        """The images in [0, 1]."""
+        stacked = torch.from_numpy(np.stack(self.images))
+        return stacked.movedim(-1, 1).float() / 255
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationScene:
+    """F frames with true cameras, read when they are asked for.
+
+    Attributes:
+        name: Unique among the scenes of an evaluation.
+        frames: Names.
+        cameras: [F] posed, at the sizes of the files.
+        picture: Frame -> RGB uint8 [H, W, 3], the picture its camera describes.
+        depth: Frame -> [H, W] z-depth of that picture, 0 where unknown; None where the scene has no depth.
+        splits: Split name -> frames.
+        folder: Of its files; None for scenes without any.
+    """
+
+    name: str
+    frames: tuple[str, ...]
+    cameras: Cameras
+    picture: Callable[[int], UInt8[np.ndarray, "H W 3"]] = field(repr=False)
+    depth: Callable[[int], np.ndarray] | None = field(default=None, repr=False)
+    splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    folder: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def views(self, frames: Sequence[int], size: tuple[int, int] | int, *, depth: bool = False) -> EvaluationViews:
+        """Some frames at one size: scaled to cover it and cropped about the centre.
+
+        Args:
+            frames: Which.
+            size: (width, height) in pixels, or the longest side: the first frame of the scene then gives the shape.
+            depth: Read the true depth too.
+
+        Raises:
+            InputError: Depth was asked for and the scene has none.
+        """
+        if depth and self.depth is None:
+            raise InputError(
+                f"scene {self.name} has no true depth (a transforms.json whose frames have a depth_file_path)"
+            )
+        size = self.size(size) if isinstance(size, int) else size
+        images, cameras, maps = [], [], []
+        for frame in frames:
+            image = self.picture(frame)
+            covering = Covering.of((image.shape[1], image.shape[0]), size)
+            images.append(covering.picture(image))
+            cameras.append(covering.cameras(self.cameras[frame]))
+            if depth and self.depth is not None:
+                maps.append(torch.from_numpy(covering.nearest(self.depth(frame))))
+        names = tuple(self.frames[frame] for frame in frames)
+        return EvaluationViews(names, tuple(images), Cameras.cat(cameras), torch.stack(maps) if depth else None)
+
+    def size(self, longest_px: int) -> tuple[int, int]:
+        """(width, height) of the first frame with that longest side, or smaller if the file is."""
+        width, height = int(self.cameras.width[0]), int(self.cameras.height[0])
+        factor = min(1.0, longest_px / max(width, height))
+        return max(PATCH_PX, round(width * factor)), max(PATCH_PX, round(height * factor))
+
+
+@dataclass(frozen=True, eq=False)
+class SceneOnDemand:
+    """A scene by name, opened when its turn comes."""
+
+    name: str
+    open: Callable[[], EvaluationScene] = field(repr=False)
+
+
+def find_scenes(sources: Sequence[str | Path]) -> list[SceneOnDemand]:
+    """Scenes of what a user names, in order.
+
+    Args:
+        sources: Each a data set with cameras (a COLMAP project, a ``transforms.json`` or its folder), a folder of such
+            data sets (also ``SCENE/nerfstudio/transforms.json``, as DL3DV has them), or ``procedural:8``, that many
+            procedural scenes of styles that no shipped model was trained on.
+
+    Raises:
+        InputError: Nothing there, or two scenes of one name.
+    """
+    if not sources:
+        raise InputError("name at least one scene: a data set with cameras, a folder of data sets, or procedural:4")
+    scenes = [scene for source in sources for scene in _scenes_of(str(source))]
+    names = [scene.name for scene in scenes]
+    repeated = next((name for index, name in enumerate(names) if name in names[:index]), None)
+    if repeated is not None:
+        raise InputError(f"two scenes are called {repeated}; give their folders different names")
+    return scenes
+
+
+# ------------------------------------------------------------------------------------------------ sources
+
+
+def _scenes_of(source: str) -> list[SceneOnDemand]:
+    procedural = re.fullmatch(rf"{PROCEDURAL}(?::(\d+))?", source)
+    if procedural is not None:
+        count = int(procedural[1] or 4)
+        if count < 1:
+            raise InputError(f"'{source}': at least one procedural scene is needed, as in {PROCEDURAL}:4")
+        return [SceneOnDemand(f"{PROCEDURAL}_{index:02d}", _procedural(index)) for index in range(count)]
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist; give a data set with cameras, a folder of data sets, or {PROCEDURAL}:4"
+        )
+    found = _data_set(path)
+    if found is not None:
+        return [SceneOnDemand(_name(path), found)]
+    children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
+    inside = [(child, opener) for child in children if (opener := _data_set(child)) is not None]
+    if not inside:
+        raise InputError(
+            f"{path} holds no scene with cameras (transforms.json or a COLMAP model), nor do the folders in it"
+        )
+    return [SceneOnDemand(child.name, opener) for child, opener in inside]
+
+
+def _data_set(path: Path) -> Callable[[], EvaluationScene] | None:
+    if path.is_file():
+        file = path if path.suffix.lower() == ".json" else None
+    else:
+        places = (path, path / "nerfstudio")
+        names = ("transforms.json", "transforms_train.json")
+        file = next((place / name for place in places for name in names if (place / name).is_file()), None)
+    if file is not None:
+        return lambda: _photographed(_name(path), read_transforms_json(file), file.parent)
+    if path.is_dir() and find_colmap_model(path) is not None:
+        return lambda: _photographed(_name(path), read_colmap(path).images, path)
+    return None
+
+
+def _name(path: Path) -> str:
+    path = path.resolve()
+    return path.parent.name if path.is_file() else path.name
+
+
+def _photographed(name: str, data: PosedImages, folder: Path) -> EvaluationScene:
+    if data.cameras.cam_from_world is None:
+        raise InputError(f"scene {name} has cameras without poses; an evaluation needs the true ones")
+    measured = all(path is not None for path in data.depth_paths)
+    return EvaluationScene(
+        name=name,
+        frames=data.names,
+        cameras=data.cameras,
+        picture=data.load_image,
+        depth=(lambda frame: depth_of_view(data, frame)) if measured else None,
+        splits=data.splits,
+        folder=folder,
+    )
+
+
+def _procedural(index: int) -> Callable[[], EvaluationScene]:
+    def build() -> EvaluationScene:
+        seed = _PROCEDURAL_SEED + index
+        style = HELD_OUT_STYLES[index % len(HELD_OUT_STYLES)]
+        scene = make_scene(seed, style=style, difficulty=_PROCEDURAL_DIFFICULTY)
+        width, height = _PROCEDURAL_SIZE
+        cameras = sample_cameras(
+            scene, _PROCEDURAL_FRAMES, seed, width, height, motion="orbit", min_covisibility=_PROCEDURAL_COVISIBILITY
+        )
+        return procedural_scene(f"{PROCEDURAL}_{index:02d}", render_views(scene, cameras))
+
+    return build
+
+
+def procedural_scene(name: str, views: SyntheticViews) -> EvaluationScene:
+    """Rendered views as a scene whose every fourth frame is its split "test"."""
+    count = len(views.images)
+    test = tuple(range(_HOLD_OUT // 2, count, _HOLD_OUT))
+    return EvaluationScene(
+        name=name,
+        frames=tuple(f"{frame:03d}" for frame in range(count)),
+        cameras=views.cameras,
+        picture=lambda frame: uint8_picture(views.images[frame].movedim(0, -1)),
+        depth=lambda frame: views.depth[frame].numpy(),
+        splits={"train": tuple(frame for frame in range(count) if frame not in test), "test": test},
+    )
