@@ -15,6 +15,7 @@ from da3gs.evaluate.frames import FrameChoice
 from da3gs.evaluate.method import Method, at_size, reconstructed
 from da3gs.evaluate.runner import Column, SceneResult
 from da3gs.evaluate.scenes import EvaluationScene, EvaluationViews
+from da3gs.export.depth_files import depth_limits
 from da3gs.export.video import colorize_depth
 from da3gs.metrics.shape import DepthMetrics, depth_metrics
 
@@ -52,7 +53,7 @@ class DepthEstimation:
     size: tuple[int, int] | int
     mode: DepthMode = "multiview"
     align: Alignment | None = None
-    max_depth: float | None = None
+    max_depth: float | int | None = None
     intrinsics: bool = False
     name: str = "depth"
 
@@ -171,10 +172,7 @@ class DepthEstimation:
 
 def _rows(images, depth: Float[Tensor, "V H W"], truth: Float[Tensor, "V H W"], mask: Bool[Tensor, "V H W"]):
     shown = torch.linspace(0, len(images) - 1, min(_SHOWN, len(images))).round().long().tolist()
-    known = truth[mask]
-    known = known[:: max(1, len(known) // 500_000)]
-    near, far = torch.quantile(known, known.new_tensor([0.02, 0.98])).tolist()
-    limits = (near, max(far, 1.05 * near))
+    limits = depth_limits(truth * mask)
     ratio = torch.where(mask, (depth.clamp(min=1e-6) / truth.clamp(min=1e-6)).log().abs(), 0.0)
     return [
         ("picture", [images[view] for view in shown]),

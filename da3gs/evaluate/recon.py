@@ -8,19 +8,18 @@ Letters: V views, H W pixels, N points.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from da3gs.errors import FormatError, InputError
+from da3gs.errors import InputError
 from da3gs.evaluate.frames import FrameChoice
 from da3gs.evaluate.method import AlignedScene, Method, Poses, reconstructed
 from da3gs.evaluate.runner import Column, SceneResult
 from da3gs.evaluate.scenes import EvaluationScene, EvaluationViews
+from da3gs.export.points import read_points
 from da3gs.export.video import colorize_depth
 from da3gs.metrics.shape import nearest_distances, point_metrics, thinned_points
 
@@ -51,9 +50,9 @@ class Reconstruction:
     frames: FrameChoice
     size: tuple[int, int] | int
     poses: Poses = "given"
-    threshold: float = 0.05
-    voxel: float | None = None
-    max_depth: float | None = None
+    threshold: float | int = 0.05
+    voxel: float | int | None = None
+    max_depth: float | int | None = None
     scan: str | None = None
     name: str = "recon"
 
@@ -163,28 +162,6 @@ def seen_where(
         hit = known[view, row.clamp(0, height - 1), column.clamp(0, width - 1)]
         seen |= inside & hit
     return seen
-
-
-def read_points(path: Path) -> Float[Tensor, "N 3"]:
-    """The vertices of a .ply file (x, y, z).
-
-    Raises:
-        InputError: No such file.
-        FormatError: Damaged, or without points.
-    """
-    from plyfile import PlyData, PlyElementParseError, PlyHeaderParseError
-
-    if not path.is_file():
-        raise InputError(f"the scan {path} does not exist")
-    try:
-        vertices = PlyData.read(str(path))["vertex"]
-        points = np.stack([np.asarray(vertices[axis], np.float32) for axis in "xyz"], 1)
-    except (PlyHeaderParseError, PlyElementParseError, KeyError, ValueError) as error:
-        raise FormatError(f"{path}: not a .ply file with vertices x, y, z ({error})") from error
-    points = points[np.isfinite(points).all(1)]
-    if len(points) == 0:
-        raise FormatError(f"{path} holds no points")
-    return torch.from_numpy(points)
 
 
 def _rows(views: EvaluationViews, found: AlignedScene, truth: Float[Tensor, "N 3"], threshold: float):

@@ -35,6 +35,7 @@ from da3gs.data.cameras_json import read_cameras_json, write_cameras_json
 from da3gs.data.photographs import Photograph, photograph_from_dict
 from da3gs.data.transforms_json import write_transforms_json
 from da3gs.errors import FormatError, InputError
+from da3gs.export.depth_files import depth_limits, depth_unit, write_depth_files
 from da3gs.export.gaussian_files import DEFAULT_FRAME, load_gaussians, save_gaussians
 from da3gs.export.video import colorize_depth, render_frames, save_image, write_contact_sheet, write_video
 from da3gs.gaussians import Scene
@@ -53,8 +54,6 @@ GAUSSIANS, CAMERAS, TRANSFORMS, REPORT = "scene.ply", "cameras.json", "transform
 PREVIEW, FLYTHROUGH, IMAGES, DEPTH = "preview.png", "flythrough.mp4", "images", "depth"
 OWN_NAMES = frozenset((GAUSSIANS, CAMERAS, TRANSFORMS, REPORT, PREVIEW, FLYTHROUGH, IMAGES, DEPTH))
 
-_LEVELS_16_BIT = 65535
-_MILLIMETRE = 1e-3
 _PREVIEW_VIEWS = 4
 # More keyframes make a clip hurry; fewer lose the capture's shape.
 _KEYFRAMES = 16
@@ -213,7 +212,7 @@ def _write_data(scene: Scene, folder: Path, names: Sequence[str]) -> None:
         comments=_comments(scene.report),
     )
     write_cameras_json(folder / CAMERAS, scene.cameras, names, _photographs(scene))
-    unit = _depth_unit(scene.depth)
+    unit = depth_unit(float(scene.depth.max()))
     write_transforms_json(
         folder / TRANSFORMS,
         scene.cameras,
@@ -223,22 +222,17 @@ def _write_data(scene: Scene, folder: Path, names: Sequence[str]) -> None:
     )
     (folder / IMAGES).mkdir()
     (folder / DEPTH).mkdir()
-    limits = _depth_limits(scene.depth)
+    limits = depth_limits(scene.depth)
     for view, stem in enumerate(stems):
         depth = scene.depth[view]
         picture = Image.fromarray(uint8_from_tensor(scene.images[view]))
         save_image(picture, folder / IMAGES / f"{stem}.png", compress_level=3)
-        levels = (depth.double() / unit).round().clamp(max=_LEVELS_16_BIT).numpy().astype(np.uint16)
-        save_image(Image.fromarray(levels), folder / DEPTH / f"{stem}.png")
-        save_image(Image.fromarray(colorize_depth(depth, limits)), folder / DEPTH / f"{stem}_color.png")
-        np.savez_compressed(
-            folder / DEPTH / f"{stem}.npz", depth=depth.numpy(), confidence=scene.confidence[view].numpy()
-        )
+        write_depth_files(folder / DEPTH, stem, depth, scene.confidence[view], unit=unit, limits=limits)
 
 
 def _write_preview(scene: Scene, path: Path, names: Sequence[str], config: RenderConfig) -> None:
     picks = np.unique(np.linspace(0, len(names) - 1, min(len(names), _PREVIEW_VIEWS)).round().astype(int)).tolist()
-    limits = _depth_limits(scene.depth.cpu())
+    limits = depth_limits(scene.depth.cpu())
     inputs: list[np.ndarray] = []
     depths: list[np.ndarray] = []
     renders: list[np.ndarray] = []
@@ -258,24 +252,6 @@ def _comments(report: dict[str, Any]) -> list[str]:
     if model.get("name"):
         return [f"Model: {model['name']}, weights {model.get('licence')}"]
     return []
-
-
-def _depth_unit(depth: Tensor) -> float:
-    """Millimetres where 16 bits hold the range well, else what spreads the range over all levels."""
-    farthest = float(depth.max())
-    if 1000 * _MILLIMETRE <= farthest <= _LEVELS_16_BIT * _MILLIMETRE:
-        return _MILLIMETRE
-    return farthest / _LEVELS_16_BIT if farthest > 0 else _MILLIMETRE
-
-
-def _depth_limits(depth: Tensor) -> tuple[float, float]:
-    """(near, far) for colours: 2 % and 98 % quantiles of what is known, one range for all views."""
-    known = depth[depth > 0]
-    if len(known) == 0:
-        return 1.0, 2.0
-    known = known[:: max(1, len(known) // 500_000)].double()
-    near, far = torch.quantile(known, known.new_tensor([0.02, 0.98])).tolist()
-    return (near, far) if far > 1.05 * near else (near / 1.05, far * 1.05)
 
 
 def _typical_depth(depth: Tensor) -> float | None:

@@ -181,7 +181,7 @@ def point_metrics(predicted: Float[Tensor, "N 3"], target: Float[Tensor, "M 3"],
     )
 
 
-def thinned_points(points: Float[Tensor, "N 3"], voxel: float) -> Float[Tensor, "M 3"]:
+def thinned_points(points: Float[Tensor, "N 3"], voxel: float | int) -> Float[Tensor, "M 3"]:
     """One point per occupied voxel, the mean of those in it, so that every piece of a surface weighs alike.
 
     Args:

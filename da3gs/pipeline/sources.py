@@ -101,6 +101,10 @@ class Source:
             return image.shape[1], image.shape[0]
         return image.size
 
+    def picture(self, view: int) -> np.ndarray:
+        """A picture as RGB uint8 [H, W, 3]."""
+        return _as_array(self.images[view], self.upright)
+
 
 def gather(
     images: ImageLike | Sequence[ImageLike] | Tensor,

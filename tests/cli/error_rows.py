@@ -39,6 +39,7 @@ class Row:
 
 GIVEN = "--depth given --no-video --size 70"  # reconstruction without a network
 OURS = "--model model.safetensors --size 70 --no-video"
+NETWORK = "--model model.safetensors --size 70"
 SMALL = "--model model.safetensors --size 70 --resolution 70"
 
 ROWS = (
@@ -160,6 +161,14 @@ ROWS = (
     Row("a word for a rate", "train smoke_cpu --optim.lr fast --output run", r"optim.lr must be a finite number; got 'fast'"),
     Row("no training data", "train gs_head_dl3dv_base --output run --task.model model.safetensors --task.data.folder empty", r"no training scene with a transforms.json under empty"),
     Row("a run without --resume", "train smoke_cpu --output held", r"held holds a run.*add --resume"),
+    # ------------------------------------------------------------ depth
+    Row("depth of nothing", f"depth empty --output out {NETWORK}", r"no images in folder empty"),
+    Row("depth into other things", f"depth photos --output foreign {NETWORK}", r"foreign holds other files \(thesis.tex\)"),
+    Row("depth over a scene", f"depth photos --output held {NETWORK}", r"held holds other files"),
+    Row("points of single views", f"depth photos --output out --points --single {NETWORK}", r"--points needs cameras in one frame"),
+    Row("an impossible lens", f"depth photos --output out --fov 200 {NETWORK}", r"--fov must lie in 1..170 degrees; got 200"),
+    Row("a lens for known cameras", f"depth rgbd --output out --fov 60 {NETWORK}", r"--fov is for pictures without cameras"),
+    Row("a full disk, depth", f"depth photos --output out {NETWORK}", r"cannot write .*out.*: .*; free space", full_disk),
     # ------------------------------------------------------------ evaluation
     Row("evaluate without a task", "evaluate rgbd", r"'da3gs evaluate' needs one of nvs, pose, recon, depth; got 'rgbd'"),
     Row("a missing scene", "evaluate nvs fotos", r"fotos does not exist; give a data set with cameras, .* or procedural:4"),
@@ -167,7 +176,7 @@ ROWS = (
     Row("no procedural scenes", "evaluate pose procedural:0", r"at least one procedural scene is needed"),
     Row("a scene without depth", f"evaluate depth rgbd_no_depth {SMALL}", r"none of the 1 scenes.*rgbd_no_depth has no true depth"),
     Row("geometry without depth", f"evaluate recon rgbd_no_depth {SMALL}", r"rgbd_no_depth has no true depth"),
-    Row("a scan that is not there", f"evaluate recon rgbd {SMALL} --scan scan.ply", r"the scan .*rgbd/scan.ply does not exist"),
+    Row("a scan that is not there", f"evaluate recon rgbd {SMALL} --scan scan.ply", r"points .*rgbd/scan.ply does not exist"),
     Row("a threshold of nothing", f"evaluate recon rgbd {SMALL} --threshold 0", r"threshold must be > 0; got 0"),
     Row("a size in words", "evaluate nvs rgbd --resolution 256*256", r"--resolution must be a longest side .* got '256\*256'"),
     Row("an index that is not there", f"evaluate nvs rgbd {SMALL} --index i.json", r"index file i.json does not exist"),

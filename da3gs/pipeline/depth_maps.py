@@ -1,0 +1,206 @@
+"""Depth of pictures, and nothing else: one pass of the network over all of them, or over each alone.
+
+Letters: H W pixels.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from da3gs.errors import InputError
+from da3gs.geometry.cameras import Cameras
+from da3gs.images import tracked, uint8_from_tensor
+from da3gs.model.da3_model import DA3Model, load_model
+from da3gs.model.depth_heads import SKY_THRESHOLD
+from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.fitting import fitted
+from da3gs.pipeline.memory_plan import WhenTight
+from da3gs.pipeline.reconstruction import DEFAULT_MODEL, ReconstructConfig
+from da3gs.pipeline.report import Report, model_facts
+from da3gs.pipeline.sources import Source, thinned
+from da3gs.pipeline.stages import Stages
+
+
+@dataclass(frozen=True)
+class DepthConfig:
+    """How to predict depth.
+
+    Attributes:
+        together: All pictures in one pass, in one scale and with cameras, or each alone. None: together if the model
+            relates views.
+        size_px: Longest side of what the network sees; None: what suits the model.
+        camera_source: As for `ReconstructConfig`.
+        original_size: Maps at the sizes of the pictures, else at those of the network.
+        max_views: Use at most this many pictures, evenly spread.
+        when_memory_tight: As for `ReconstructConfig`; pictures that are seen alone are only made smaller.
+        device: "auto" takes CUDA when there is a GPU.
+        seed: Of everything random.
+    """
+
+    together: bool | None = None
+    size_px: int | None = None
+    camera_source: Literal["auto", "head", "rays", "matches"] = "auto"
+    original_size: bool = True
+    max_views: int | None = None
+    when_memory_tight: WhenTight = "adapt"
+    device: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class DepthMap:
+    """Depth of one picture.
+
+    Attributes:
+        name: Of the picture.
+        picture: RGB, pixel for pixel under the map.
+        depth: z-depth; 0 where the picture shows more than the network saw.
+        confidence: >= 1, larger is surer (0 outside of what the network saw); None for single-view models.
+        sky: What the model takes for sky; None for models without a sky head.
+        camera: [1], at the size of the map, without a pose if the picture was seen alone; None where nothing is known.
+    """
+
+    name: str
+    picture: UInt8[np.ndarray, "H W 3"]
+    depth: Float[Tensor, "H W"]
+    confidence: Float[Tensor, "H W"] | None
+    sky: Bool[Tensor, "H W"] | None
+    camera: Cameras | None
+
+
+@dataclass(frozen=True, eq=False)
+class DepthMaps:
+    """Depth of V pictures; the maps are brought to their size one at a time, when they are asked for.
+
+    Attributes:
+        together: Whether all are in one scale, with cameras in one frame.
+        unit: "metres", "given" (that of given cameras), or "arbitrary": one scale for all, or one per picture.
+        report: What was chosen and found, plain JSON values.
+    """
+
+    together: bool
+    unit: str
+    report: dict[str, Any]
+    _parts: list[tuple[ScenePrediction, int]]
+    _source: Source
+    _original_size: bool
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @property
+    def comparable(self) -> bool:
+        """Whether depths of two maps are in one unit."""
+        return self.together or self.unit != "arbitrary"
+
+    @property
+    def posed(self) -> bool:
+        """Whether every map has a camera with a pose, all in one frame."""
+        cameras = [prediction.cameras for prediction, _ in self._parts]
+        return self.together and all(camera is not None and camera.cam_from_world is not None for camera in cameras)
+
+    def small(self, index: int) -> Float[Tensor, "H W"]:
+        """A depth map at the size the network saw."""
+        prediction, view = self._parts[index]
+        depth = prediction.depth[view]
+        assert isinstance(depth, Tensor)
+        return depth.cpu()
+
+    def __getitem__(self, index: int) -> DepthMap:
+        prediction, view = self._parts[index]
+        views = prediction.views[view]
+        camera = None if prediction.cameras is None else prediction.cameras[view].to("cpu")
+        if camera is not None and not self.together:
+            camera = camera.without_poses()  # each stands at the origin of its own frame
+        maps: dict[str, Any] = {"depth": prediction.depth, "confidence": prediction.confidence, "sky": prediction.sky}
+        found = {name: None if values is None else values[view : view + 1].cpu() for name, values in maps.items()}
+        sky = found["sky"]
+        found["sky"] = None if sky is None else sky >= SKY_THRESHOLD
+        if self._original_size:
+            picture = self._source.picture(index)
+            found = {name: None if values is None else views.undo_map(values) for name, values in found.items()}
+            camera = None if camera is None else views.undo_cameras(camera)
+        else:
+            picture = uint8_from_tensor(views.images[0])
+        depth = found["depth"]
+        assert depth is not None
+        return DepthMap(
+            name=self._source.names[index],
+            picture=picture,
+            depth=depth[0],
+            confidence=None if found["confidence"] is None else found["confidence"][0],
+            sky=None if found["sky"] is None else found["sky"][0],
+            camera=camera,
+        )
+
+    def __iter__(self) -> Iterator[DepthMap]:
+        return (self[index] for index in range(len(self)))
+
+
+def predict_depth(
+    source: Source,
+    model: str | Path | DA3Model = DEFAULT_MODEL,
+    config: DepthConfig | None = None,
+    *,
+    stages: Stages | None = None,
+    progress: bool = False,
+) -> DepthMaps:
+    """Depth of pictures as the network predicts it. `reconstruct` refines it by the pictures and makes splats of it.
+
+    Args:
+        source: Pictures. Cameras with poses condition the network and set the unit; without poses they place points,
+            and give metres to single-view metric models.
+        model: Name or file for `load_model`, or a loaded model.
+        config: Defaults to ``DepthConfig()``.
+        stages: Receives seconds and memory per stage, and shows progress.
+        progress: Show a bar over pictures that are seen alone.
+
+    Raises:
+        InputError: Pictures that cannot be read, or a single-view model asked to relate views.
+        WeightsError: The model cannot be loaded.
+    """
+    config = config or DepthConfig()
+    stages = stages or Stages()
+    report = Report(str(model) if isinstance(model, str | Path) else model.config.name)
+    with stages("loading the model"):
+        loaded = model if isinstance(model, DA3Model) else load_model(model, device=config.device)
+    report.content["model"] = model_facts(loaded, model)
+    relates = loaded.config.cameras is not None
+    together = relates if config.together is None else config.together
+    if together and not relates and len(source) > 1:
+        raise InputError(f"{loaded.config.name} looks at single views; leave --together out, or take da3-base")
+    if config.max_views is not None:
+        source = thinned(source, config.max_views)
+    planned = ReconstructConfig(size_px=config.size_px, when_memory_tight=config.when_memory_tight)
+    fitting, size_px = fitted(source if together else source[[0]], loaded, planned, None, report)
+    source = fitting if together else source
+    groups = [list(range(len(source)))] if together else [[view] for view in range(len(source))]
+    parts: list[tuple[ScenePrediction, int]] = []
+    with stages("running the network"):
+        for group in tracked(groups, "Predicting depth", shown=progress and len(groups) > 1):
+            cameras = None if source.cameras is None else source.cameras[group]
+            prediction = loaded.predict(
+                [source.images[view] for view in group],
+                cameras if cameras is None or together else cameras.without_poses(),
+                size_px=size_px,
+                camera_source=config.camera_source if together else "head",
+                gaussians=False,
+                seed=config.seed,
+            )
+            parts += [(prediction, place) for place in range(len(group))]
+    unit = parts[0][0].unit
+    for note in parts[0][0].notes:
+        report.warn(note, logged=True)
+    report.content |= {
+        "together": together,
+        "unit": unit,
+        "views": list(source.names),
+        "network_size": list(parts[0][0].views.size),
+        "input": source.facts or {"views": len(source)},
+    }
+    return DepthMaps(together, unit, report.content, parts, source, config.original_size)

@@ -1,0 +1,153 @@
+"""`da3gs depth`: what the network sees arrives in the files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from oracle import HEIGHT, WIDTH, OracleModel, arc, see
+from PIL import Image
+
+from da3gs import Similarity
+from da3gs.cli.depth import DepthCommand, _with_fov
+from da3gs.data.cameras_json import read_cameras_json
+from da3gs.data.inputs import load_input
+from da3gs.errors import InputError
+from da3gs.export.depth_files import MILLIMETRE, depth_unit
+from da3gs.export.depth_folder import save_depth
+from da3gs.export.points import read_points, write_points
+from da3gs.geometry.alignment import align_cameras
+from da3gs.images import uint8_from_tensor
+from da3gs.pipeline.depth_maps import DepthConfig, predict_depth
+from da3gs.pipeline.sources import Source
+
+VIEWS = 3
+NETWORK_FROM_WORLD = Similarity(0.4, torch.eye(3), torch.tensor([0.3, -1.0, 2.0]))
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [uint8_from_tensor(image) for image in see(arc(VIEWS))[0]]
+
+
+@pytest.fixture(scope="module")
+def together(pictures):
+    source = Source(pictures, ("a.jpg", "b.jpg", "c.jpg"))
+    model = OracleModel(arc(VIEWS), NETWORK_FROM_WORLD)
+    return predict_depth(source, model, DepthConfig(size_px=WIDTH, camera_source="head"))
+
+
+def test_maps_are_what_the_network_saw(together):
+    truth = see(arc(VIEWS))[1]
+    assert together.together and together.posed and together.unit == "arbitrary" and len(together) == VIEWS
+    for index, one in enumerate(together):
+        assert torch.allclose(one.depth, 0.4 * truth[index], rtol=1e-4)
+        assert one.camera.size == (WIDTH, HEIGHT) and one.picture.shape == (HEIGHT, WIDTH, 3)
+    assert together.report["views"] == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_maps_come_at_the_sizes_of_the_pictures(pictures):
+    large = [np.kron(picture, np.ones((2, 2, 1), np.uint8)) for picture in pictures]
+    model = OracleModel(arc(VIEWS), NETWORK_FROM_WORLD)
+    config = DepthConfig(size_px=WIDTH, camera_source="head")
+    first = predict_depth(Source(large, ("a", "b", "c")), model, config)[0]
+    truth = see(first.camera.transform(NETWORK_FROM_WORLD.inverse()))[1][0]
+    assert first.depth.shape == (2 * HEIGHT, 2 * WIDTH) == first.picture.shape[:2]
+    assert float(((first.depth / 0.4 - truth).abs() / truth).median()) < 2e-3
+    small = predict_depth(Source(large, ("a", "b", "c")), model, DepthConfig(size_px=WIDTH, original_size=False))[0]
+    assert small.depth.shape == (HEIGHT, WIDTH) == small.picture.shape[:2] and small.camera.size == (WIDTH, HEIGHT)
+
+
+def test_the_files_say_the_same(together, tmp_path):
+    save_depth(together, tmp_path / "out", max_points=3000)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["unit"] == "arbitrary" and len(report["maps"]) == VIEWS
+    for index, entry in enumerate(report["maps"]):
+        with np.load(tmp_path / "out" / f"{entry['file']}.npz") as stored:
+            assert np.array_equal(stored["depth"], together[index].depth.numpy())
+            assert np.array_equal(stored["confidence"], together[index].confidence.numpy())
+            exact = stored["depth"]
+        levels = np.asarray(Image.open(tmp_path / "out" / f"{entry['file']}.png"))
+        assert levels.dtype in (np.uint16, np.int32)
+        assert np.abs(levels * entry["png_unit"] - exact).max() <= 0.51 * entry["png_unit"]
+    cameras, names = read_cameras_json(tmp_path / "out/cameras.json")
+    assert list(names) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert align_cameras(cameras, arc(VIEWS)).residuals.max() < 1e-4
+    # The points lie on the room: from any camera, at the depth that camera sees, or behind something.
+    points = read_points(tmp_path / "out/points.ply")
+    assert 2500 < len(points) <= 3000
+    inside = NETWORK_FROM_WORLD.inverse().apply(points)
+    assert (inside.abs() <= torch.tensor([2.0, 1.2, 2.0]) + 1e-3).all()
+    on_wall = ((inside.abs() - torch.tensor([2.0, 1.2, 2.0])).abs() < 2e-3).any(1)
+    on_ball = ((inside - torch.tensor([0.1, 0.5, 0.0])).norm(dim=1) - 0.45).abs() < 2e-3
+    assert (on_wall | on_ball).float().mean() > 0.999
+
+
+def test_pictures_seen_alone_have_no_common_frame(pictures, tmp_path):
+    class Alone(OracleModel):
+        def _run(self, views, given, *rest):
+            self.truth = arc(VIEWS)[len(self.calls) % VIEWS]
+            return super()._run(views, given, *rest)
+
+    model = Alone(arc(VIEWS), Similarity(0.1, torch.eye(3), torch.zeros(3)))
+    source = Source(pictures, ("a", "b", "c"))
+    maps = predict_depth(source, model, DepthConfig(together=False, size_px=WIDTH))
+    assert len(model.calls) == VIEWS and not maps.together and not maps.posed and not maps.comparable
+    truth = see(arc(VIEWS))[1]
+    assert all(torch.allclose(maps[index].depth, 0.1 * truth[index], rtol=1e-4) for index in range(VIEWS))
+    assert all(one.camera.cam_from_world is None for one in maps)
+    save_depth(maps, tmp_path / "out")
+    units = {entry["png_unit"] for entry in json.loads((tmp_path / "out/report.json").read_text())["maps"]}
+    assert len(units) > 1
+    with pytest.raises(InputError, match="points need cameras in one frame"):
+        save_depth(maps, tmp_path / "points", max_points=10)
+    assert not (tmp_path / "points").exists()
+
+
+def test_an_earlier_result_is_replaced_and_nothing_else(together, tmp_path):
+    save_depth(together, tmp_path / "out", clip_fps=4)
+    assert (tmp_path / "out/depth.mp4").stat().st_size > 0
+    save_depth(together, tmp_path / "out")
+    assert not (tmp_path / "out/depth.mp4").exists()
+    (tmp_path / "out/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds other files \(notes.txt\)"):
+        save_depth(together, tmp_path / "out")
+
+
+def test_units_of_16_bits():
+    assert depth_unit(5.0) == depth_unit(65.535) == MILLIMETRE
+    assert depth_unit(0.2) == pytest.approx(0.2 / 65535) and depth_unit(1000.0) == pytest.approx(1000 / 65535)
+
+
+def test_points_come_back(tmp_path, without_shape_checks):
+    points = torch.randn(7, 3)
+    colors = np.arange(21, dtype=np.uint8).reshape(7, 3)
+    write_points(tmp_path / "p.ply", points, colors, comments=("a comment",))
+    assert torch.equal(read_points(tmp_path / "p.ply"), points)
+    from plyfile import PlyData
+
+    assert PlyData.read(str(tmp_path / "p.ply"))["vertex"]["green"].tolist() == colors[:, 1].tolist()
+    with pytest.raises(InputError, match="one colour per point"):
+        write_points(tmp_path / "q.ply", points, colors[:3])
+
+
+def test_a_known_field_of_view_becomes_intrinsics(pictures, tmp_path):
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{index}.png")
+    cameras = _with_fov(load_input(tmp_path), 90.0)
+    assert torch.allclose(cameras.K[:, 0, 0], torch.tensor(WIDTH / 2)) and cameras.cam_from_world is None
+
+
+def test_the_command_writes_all_of_it(pictures, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    for index, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"photos/{index}.png")
+    command = DepthCommand([tmp_path / "photos"], tmp_path / "out", size=70, points=True, json=True)
+    assert command.run() == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["together"] and said["model"]["name"] == "da3-tiny" and said["views"] == ["0.png", "1.png", "2.png"]
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"depth", "cameras.json", "points.ply", "preview.png", "report.json"}
+    with np.load(tmp_path / "out/depth/1.npz") as stored:
+        assert stored["depth"].shape == (HEIGHT, WIDTH) and np.isfinite(stored["depth"]).all()
+        assert (stored["depth"] > 0).all()
