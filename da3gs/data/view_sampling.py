@@ -17,6 +17,24 @@ def views_of_batch(rng: random.Random, views: tuple[int, int], available: int, *
     return rng.randint(low, high)
 
 
+def neighbouring_frames(rng: random.Random, frames: int, count: int, gap: tuple[int, int]) -> list[int]:
+    """`count` frames of a sequence in random order, neighbours a random number of frames within `gap` apart.
+
+    A scene too short for the gap drawn gets the widest one that fits.
+
+    Raises:
+        InputError: The scene has fewer frames.
+    """
+    if frames < count:
+        raise InputError(f"a sample of {count} views needs as many frames; the scene has {frames}")
+    widest = (frames - 1) // max(1, count - 1)
+    step = max(1, min(rng.randint(*gap), widest)) if count > 1 else 1
+    start = rng.randint(0, frames - 1 - step * (count - 1))
+    chosen = [start + step * place for place in range(count)]
+    rng.shuffle(chosen)
+    return chosen
+
+
 @dataclass(frozen=True)
 class ViewSamplingConfig:
     """Context and target views of a scene whose frames have an order (a video, a walk).

@@ -101,6 +101,10 @@ class SyntheticSource:
         self.sizes = list(config.sizes[: config.scenes])  # fewer scenes than sizes leave some out
         self._recent: OrderedDict[int, TrainingSample] = OrderedDict()
 
+    @property
+    def scenes(self) -> int:
+        return self.config.scenes
+
     def indices(self, size: tuple[int, int]) -> list[int]:
         """Scenes of one image size."""
         sizes = self.config.sizes

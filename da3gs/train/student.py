@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from da3gs import losses
-from da3gs.data.view_sampling import views_of_batch
+from da3gs.data.view_sampling import neighbouring_frames, views_of_batch
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.geometry.rays import points_on_rays, ray_map
@@ -34,6 +34,7 @@ from da3gs.model.presets import PATCH, preset
 from da3gs.train.matching import MatchingConfig, MatchingHead, PatchGeometry, patch_geometry_loss
 from da3gs.train.samples import SyntheticData, TrainingSample
 from da3gs.train.task import Evaluation, pick_scenes, share_of
+from da3gs.train.transforms_data import TransformsData
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class StudentTask:
     Attributes:
         model: Preset, or weights to start from.
         pretrained: Load the weights `model` names instead of starting from random ones.
-        data, evaluation_data: Scenes with depth.
+        data, evaluation_data: Scenes with depth: procedural ones, or RGB-D (`TransformsData` with ``depth: true``).
+        frame_gap: Fewest and most frames between neighbouring views, of scenes whose frames have an order.
         images_per_batch: Pictures per step over all processes; scenes per step = images_per_batch // views.
         views: Fewest and most views of a sample.
         single_view: Probability of a batch of single views (depth from one picture).
@@ -83,10 +85,11 @@ class StudentTask:
     kind: Literal["student"] = "student"
     model: str = "da3-tiny"
     pretrained: bool = False
-    data: SyntheticData = field(default_factory=SyntheticData)
-    evaluation_data: SyntheticData = field(
+    data: SyntheticData | TransformsData = field(default_factory=SyntheticData)
+    evaluation_data: SyntheticData | TransformsData = field(
         default_factory=lambda: SyntheticData(scenes=32, first_seed=3_000_000, views=4)
     )
+    frame_gap: tuple[int, int] = (1, 10)
     images_per_batch: int = 16
     views: tuple[int, int] = (2, 18)
     single_view: float = 0.0
@@ -105,6 +108,11 @@ class StudentTask:
         low, high = self.views
         if not 1 <= low <= high:
             raise InputError(f"views must be (fewest, most) with 1 <= fewest <= most; got {low}, {high}")
+        if not 1 <= self.frame_gap[0] <= self.frame_gap[1]:
+            raise InputError(f"frame_gap must be (fewest, most) frames with 1 <= fewest <= most; got {self.frame_gap}")
+        for name in ("data", "evaluation_data"):
+            if not getattr(getattr(self, name), "depth", True):
+                raise InputError(f"a student learns from depth; set {name}.depth to true (frames need depth files)")
         if self.images_per_batch < low:
             raise InputError(f"images_per_batch {self.images_per_batch} cannot hold a sample of {low} views")
         if self.losses.gradient_scales < 1:
@@ -209,18 +217,17 @@ class Student:
         config = self.config
         rng = random.Random(f"{self.seed} student {index}")
         single = rng.random() < config.single_view
-        views = views_of_batch(rng, config.views, min(config.data.views, config.images_per_batch), single=single)
+        most = config.images_per_batch
+        if isinstance(config.data, SyntheticData):
+            most = min(most, config.data.views)
+        views = views_of_batch(rng, config.views, most, single=single)
         size = rng.choice(self.source.sizes)
         posed = views > 1 and rng.random() < config.known_poses
         scenes = pick_scenes(rng, self.source.indices(size), max(1, config.images_per_batch // views), processes)
         samples = []
         for place, scene in list(enumerate(scenes))[rank::processes]:
             own = random.Random(f"{self.seed} student {index} {place}")
-            sample = self.source.load(scene)
-            near = own.random() < config.near_views
-            sample = sample[
-                nearest_views(sample.cameras, own, views) if near else own.sample(range(len(sample)), views)
-            ]
+            sample = self._drawn(scene, views, own)
             if config.mirror and own.random() < 0.5:
                 sample = sample.mirrored()
             samples.append(
@@ -228,6 +235,19 @@ class Student:
             )
         share = torch.tensor(share_of(len(samples), len(scenes), processes))
         return student_batch(samples, posed=posed) | {"share": share}
+
+    def _drawn(self, scene: int, views: int, rng: random.Random) -> TrainingSample:
+        """Views of a scene in random order: the first is the reference."""
+        if self.source.ordered:
+            frames = self.source.frame_count(scene)
+            try:
+                chosen = neighbouring_frames(rng, frames, views, self.config.frame_gap)
+            except InputError as error:
+                raise InputError(f"{self.source.paths[scene]}: {error}; leave the scene out") from error
+            return self.source.load(scene, chosen)
+        sample = self.source.load(scene)
+        near = rng.random() < self.config.near_views
+        return sample[nearest_views(sample.cameras, rng, views) if near else rng.sample(range(len(sample)), views)]
 
     # ---------------------------------------------------------------- loss
 

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from da3gs.errors import InputError
 from da3gs.geometry.rotations import rotation_angle
 from da3gs.metrics.poses import auc_histogram
 from da3gs.train.panels import depth_picture, grid
+from da3gs.train.samples import SyntheticData
 from da3gs.train.task import Evaluation
 
 if TYPE_CHECKING:
+    from da3gs.train.samples import SyntheticSource
     from da3gs.train.student import StudentModule, StudentTask
+    from da3gs.train.transforms_data import TransformsSource
 
 
 @torch.no_grad()
@@ -29,12 +33,12 @@ def evaluate_student(module: "StudentModule", config: "StudentTask") -> Evaluati
     from da3gs.train.student import student_batch
 
     views, training = config.evaluation_views, module.training
-    source = replace(config.evaluation_data, views=max(views, config.evaluation_data.views)).open()
+    source = _source(config)
     totals: dict[str, list[float]] = {}
     panels: dict[str, Tensor] = {}
     module.eval()
-    for scene in range(min(config.evaluation_scenes, config.evaluation_data.scenes)):
-        sample = source.load(scene)[list(range(views))]
+    for scene in range(min(config.evaluation_scenes, source.scenes)):
+        sample = source.load(scene, _frames(source, scene, config))
         for way in ("single", "free", "posed"):
             if way != "single" and views < 2:
                 continue
@@ -57,6 +61,26 @@ def evaluate_student(module: "StudentModule", config: "StudentTask") -> Evaluati
         if errors:
             metrics[f"auc30_{way}"] = auc_histogram(torch.tensor(errors), 30)
     return Evaluation(metrics, panels)
+
+
+def _source(config: "StudentTask") -> "SyntheticSource | TransformsSource":
+    data = config.evaluation_data
+    if isinstance(data, SyntheticData):
+        data = replace(data, views=max(config.evaluation_views, data.views))
+    return data.open()
+
+
+def _frames(source: "SyntheticSource | TransformsSource", scene: int, config: "StudentTask") -> list[int]:
+    """The first views, or frames of a sequence as far apart as in training on average, about its middle."""
+    views = config.evaluation_views
+    if not source.ordered:
+        return list(range(views))
+    frames = source.frame_count(scene)
+    if frames < views:
+        raise InputError(f"an evaluation of {views} views needs as many frames; scene {scene} has {frames}")
+    gap = max(1, min(round(sum(config.frame_gap) / 2), (frames - 1) // max(1, views - 1)))
+    start = (frames - 1 - gap * (views - 1)) // 2
+    return [start + gap * place for place in range(views)]
 
 
 def depth_errors(depth: Tensor, target: Tensor, mask: Tensor) -> dict[str, float]:

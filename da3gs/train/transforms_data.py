@@ -1,4 +1,7 @@
-"""Posed photographs as training data: scenes with a nerfstudio ``transforms.json`` (DL3DV has one per scene)."""
+"""Posed photographs as training data: scenes with a nerfstudio ``transforms.json`` (DL3DV has one per scene).
+
+With depth, where the frames have files of it: from sensors and scanners, or as another model labelled it.
+"""
 
 import json
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ import torch
 
 from da3gs.data.covering import Covering
 from da3gs.data.posed_images import PosedImages
+from da3gs.data.rgbd import depth_of_view
 from da3gs.data.transforms_json import read_transforms_json
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
@@ -21,13 +25,15 @@ _OPEN_SCENES = 64
 
 @dataclass(frozen=True)
 class TransformsData:
-    """Posed photographs, depth unknown.
+    """Posed photographs, and their depth where it is asked for.
 
     Attributes:
         folder: Searched for transforms.json files at any depth.
         sizes: One (width, height) px the pictures are brought to, multiples of 14.
         holdout: Every n-th scene is left to evaluation; 0 gives every scene to both.
         evaluation: Take the scenes training leaves out.
+        depth: Read the depth files of the frames; a scene without is an error.
+        max_depth: Depth beyond is unknown (stereo sensors guess far away), in the unit of the cameras.
     """
 
     kind: Literal["transforms"] = "transforms"
@@ -35,6 +41,12 @@ class TransformsData:
     sizes: tuple[tuple[int, int], ...] = ((448, 252),)
     holdout: int = 20
     evaluation: bool = False
+    depth: bool = False
+    max_depth: float | int | None = None
+
+    def __post_init__(self):
+        if self.max_depth is not None and not self.max_depth > 0:
+            raise InputError(f"max_depth must be > 0; got {self.max_depth}")
 
     def open(self) -> "TransformsSource":
         return TransformsSource(self)
@@ -63,6 +75,10 @@ class TransformsSource:
                 "folder of the data, or its holdout to 0"
             )
 
+    @property
+    def scenes(self) -> int:
+        return len(self.paths)
+
     def indices(self, size: tuple[int, int]) -> list[int]:
         return list(range(len(self.paths)))
 
@@ -73,23 +89,27 @@ class TransformsSource:
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{self.paths[index]} is no transforms.json ({error})") from error
 
-    def load(self, index: int, frames: list[int]) -> TrainingSample:
-        """The given frames of a scene at the configured size: scaled to cover it, then cropped about the centre."""
-        posed = _open_scene(self.paths[index])[frames]
+    def load(self, index: int, frames: list[int] | None = None) -> TrainingSample:
+        """The given frames of a scene (all by default) at the configured size: scaled to cover it, then cropped about
+        the centre."""
+        whole = _open_scene(self.paths[index])
+        posed = whole if frames is None else whole[frames]
         width, height = self.config.sizes[0]
-        parts = [_fit(posed, view, width, height) for view in range(len(posed))]
-        images = torch.stack([image for image, _ in parts])
-        cameras = Cameras.cat([camera for _, camera in parts]).to(torch.float32)
-        return TrainingSample(images, images.new_zeros(len(images), height, width), cameras)
+        images, depths, cameras = [], [], []
+        for view in range(len(posed)):
+            image = posed.load_image(view)
+            covering = Covering.of((image.shape[1], image.shape[0]), (width, height))
+            images.append(tensor_from_uint8(covering.picture(image)))
+            camera = covering.cameras(posed.cameras[view])
+            cameras.append(Cameras(camera.cam_from_world, camera.K, width, height))
+            if self.config.depth:
+                depths.append(torch.from_numpy(covering.nearest(depth_of_view(posed, view))))
+        depth = torch.stack(depths) if depths else torch.zeros(len(images), height, width)
+        if self.config.max_depth is not None:
+            depth = torch.where(depth <= self.config.max_depth, depth, 0.0)
+        return TrainingSample(torch.stack(images), depth, Cameras.cat(cameras).to(torch.float32))
 
 
 @lru_cache(maxsize=_OPEN_SCENES)
 def _open_scene(path: Path) -> PosedImages:
     return read_transforms_json(path)
-
-
-def _fit(posed: PosedImages, view: int, width: int, height: int) -> tuple[torch.Tensor, Cameras]:
-    image, camera = posed.load_image(view), posed.cameras[view]
-    covering = Covering.of((image.shape[1], image.shape[0]), (width, height))
-    camera = covering.cameras(camera)
-    return tensor_from_uint8(covering.picture(image)), Cameras(camera.cam_from_world, camera.K, width, height)

@@ -1,11 +1,21 @@
 """Posed photographs as training data: a real scene, scaled and cropped with its cameras."""
 
+import itertools
+import random
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from assets import asset
+from PIL import Image
+from train.rooms import room
 
-from da3gs.data.view_sampling import ViewSamplingConfig
+from da3gs.data.transforms_json import write_transforms_json
+from da3gs.data.view_sampling import ViewSamplingConfig, neighbouring_frames
 from da3gs.errors import InputError
+from da3gs.images import uint8_from_tensor
+from da3gs.train.student import StudentTask
 from da3gs.train.transforms_data import TransformsData
 
 
@@ -38,3 +48,86 @@ def test_a_scene_too_short_for_a_sample_is_named(gs_task, tmp_path):
     task = gs_task(data=data, views=ViewSamplingConfig(context=(4, 4), targets=2)).open(0)
     with pytest.raises(InputError, match=r"short.transforms\.json: .* needs 6 frames; the scene has 3; leave"):
         task.batch(0, 0, 1)
+
+
+# ------------------------------------------------------------------------------------------------ with depth
+
+
+@pytest.fixture
+def rgbd(tmp_path):
+    """Two scenes of eight frames with exact depth, as files."""
+    for scene in range(2):
+        whole = room(scene, 8, 84, 56)
+        folder = tmp_path / f"scene{scene}"
+        (folder / "depth").mkdir(parents=True)
+        for view in range(8):
+            Image.fromarray(uint8_from_tensor(whole.images[view])).save(folder / f"{view}.png")
+            np.save(folder / f"depth/{view}.npy", whole.depth[view].numpy())
+        names, maps = [f"{view}.png" for view in range(8)], [f"depth/{view}.npy" for view in range(8)]
+        write_transforms_json(folder / "transforms.json", whole.cameras, names, depth_paths=maps)
+    return tmp_path
+
+
+def student(folder, **settings):
+    data = TransformsData(folder=folder, sizes=((84, 56),), holdout=0, depth=True)
+    return StudentTask(
+        data=data, evaluation_data=data, images_per_batch=6, views=(3, 3), mirror=False, color_jitter=0.0, **settings
+    )
+
+
+def test_depth_comes_with_the_pictures(rgbd):
+    truth = room(1, 8, 84, 56)
+    sample = TransformsData(folder=rgbd, sizes=((84, 56),), holdout=0, depth=True).open().load(1, [6, 2])
+    torch.testing.assert_close(sample.depth, truth.depth[[6, 2]])
+    assert (sample.images - truth.images[[6, 2]]).abs().max() < 0.003
+    near = TransformsData(folder=rgbd, sizes=((84, 56),), holdout=0, depth=True, max_depth=2.0).open().load(1)
+    assert near.depth.max() <= 2.0 and len(near) == 8
+    assert torch.equal(near.depth == 0, truth.depth > 2.0)
+    # Cropped and halved, depth still lies on the room: unprojected by the moved cameras, on the same walls.
+    small = TransformsData(folder=rgbd, sizes=((28, 28),), holdout=0, depth=True).open().load(1)
+    walls = truth.cameras.unproject(truth.depth).reshape(-1, 3).abs().amax(0)
+    points = small.cameras.unproject(small.depth)
+    on_wall = ((points.abs() - walls).abs() < 0.06).any(-1)
+    assert on_wall.float().mean() > 0.97
+
+
+def test_a_student_learns_from_rgbd(rgbd):
+    task = student(rgbd, frame_gap=(2, 2)).open(0)
+    batch = task.batch(0, 0, 1)
+    assert batch["images"].shape == (2, 3, 3, 56, 84) and batch["mask"].all()
+    # Points of rays and depth of all views lie on one box: that of the scene, in the frame of the first view.
+    points = batch["rays"][..., 3:] + batch["cell_depth"][..., None] * batch["rays"][..., :3]
+    assert points[batch["cell_mask"]].norm(dim=-1).mean() == pytest.approx(1, abs=0.03)
+    again = task.batch(0, 0, 1)
+    assert all(torch.equal(batch[key], again[key]) for key in batch)
+    halves = [task.batch(0, rank, 2)["images"] for rank in range(2)]
+    assert torch.equal(torch.cat(halves), batch["images"])
+    terms = task.loss(task.module, batch)
+    terms["loss"].backward()
+    assert torch.isfinite(terms["loss"]) and terms["depth"] > 0
+    metrics = task.evaluate(task.module).metrics
+    assert 0 <= metrics["delta1_free"] <= 1 and metrics["identity_deg_free"] > 1
+
+
+def test_frames_of_a_student_are_neighbours():
+    rng = random.Random(0)
+    for _ in range(50):
+        chosen = neighbouring_frames(rng, 30, 4, (2, 5))
+        gaps = {b - a for a, b in itertools.pairwise(sorted(chosen))}
+        assert len(gaps) == 1 and 2 <= gaps.pop() <= 5 and min(chosen) >= 0 and max(chosen) < 30
+    assert sorted(neighbouring_frames(rng, 4, 4, (9, 9))) == [0, 1, 2, 3]  # the widest that fits
+    assert len({tuple(neighbouring_frames(rng, 4, 4, (1, 1))) for _ in range(20)}) > 1  # any may be the reference
+    with pytest.raises(InputError, match="a sample of 5 views needs as many frames; the scene has 4"):
+        neighbouring_frames(rng, 4, 5, (1, 1))
+
+
+def test_a_student_without_depth_is_one_clear_line(rgbd):
+    data = TransformsData(folder=rgbd, sizes=((84, 56),), holdout=0)
+    with pytest.raises(InputError, match=r"a student learns from depth; set data.depth to true"):
+        StudentTask(data=data)
+    with pytest.raises(InputError, match=r"frame_gap must be \(fewest, most\)"):
+        StudentTask(frame_gap=(0, 2))
+    short = student(rgbd, frame_gap=(1, 1))
+    short = replace(short, views=(9, 9), images_per_batch=9).open(0)
+    with pytest.raises(InputError, match=r"transforms.json: a sample of 9 views needs as many frames; the scene has 8"):
+        short.batch(0, 0, 1)
