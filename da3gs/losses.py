@@ -171,3 +171,120 @@ def scale_shift_invariant_l1(
 def _standardised(values: Tensor) -> Tensor:
     centred = values - values.median()
     return centred / centred.abs().mean().clamp(min=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------ single views
+
+# A block needs so many valid pixels for two unknowns to say something.
+_FEWEST_IN_BLOCK = 16
+# Flat blocks: deviations are measured against at least this share of their depth.
+_FLAT = 0.02
+
+
+def aligned_depth(
+    depth: Float[Tensor, "*n P"], target: Float[Tensor, "*n P"], mask: Bool[Tensor, "*n P"]
+) -> tuple[Float[Tensor, "*n P"], Bool[Tensor, "*n"]]:
+    """Depth after the scale and shift that bring it nearest to the target, in squares of relative errors.
+
+    Scale and shift are constants for gradients. Where they would turn depth over (scale <= 0) or cannot be told apart
+    (a plane facing the camera), a scale alone.
+
+    Returns:
+        Aligned depth, and which of the n have enough valid pixels.
+    """
+    values, wanted = depth.detach().double(), torch.where(mask, target, 1.0).double()
+    weight = mask / wanted.square()
+    total = weight.sum(-1, keepdim=True).clamp(min=1e-12)
+    mean_d, mean_t = ((weight * part).sum(-1, keepdim=True) / total for part in (values, wanted))
+    spread = (weight * (values - mean_d).square()).sum(-1, keepdim=True)
+    together = (weight * (values - mean_d) * (wanted - mean_t)).sum(-1, keepdim=True)
+    squares = (weight * values.square()).sum(-1, keepdim=True)
+    affine = (spread > 1e-6 * squares) & (together > 0)
+    scale_alone = (weight * values * wanted).sum(-1, keepdim=True) / squares.clamp(min=1e-12)
+    scale = torch.where(affine, together / spread.clamp(min=1e-12), scale_alone)
+    shift = torch.where(affine, mean_t - scale * mean_d, 0.0)
+    enough = mask.sum(-1) >= _FEWEST_IN_BLOCK
+    return scale.to(depth) * depth + shift.to(depth), enough
+
+
+def global_affine_l1(
+    depth: Float[Tensor, "V H W"], target: Float[Tensor, "V H W"], mask: Bool[Tensor, "V H W"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "V H W"]]:
+    """The global part of L_gl (MoGe, Wang et al. 2024, for depth): mean |s D + b - D*| / D*, one s and b per view.
+
+    Returns:
+        The loss, a mean over the views that have depth, and the aligned depth.
+    """
+    aligned, enough = aligned_depth(depth.flatten(1), target.flatten(1), mask.flatten(1))
+    aligned = aligned.view_as(depth)
+    error = (aligned - target).abs() / torch.where(mask, target, 1.0)
+    return masked_scene_mean(error, mask & enough[:, None, None]), aligned
+
+
+def local_affine_l1(
+    depth: Float[Tensor, "V H W"], target: Float[Tensor, "V H W"], mask: Bool[Tensor, "V H W"], *, blocks: int
+) -> Float[Tensor, ""]:
+    """The local part of L_gl: every block of a `blocks` x `blocks` grid is aligned by itself.
+
+    Errors are measured against the mean deviation of the true depth in the block, so that small things count as much as
+    large ones; a block counts as deviating by at least 2 % of its depth.
+    """
+    (d, t, m) = (_in_blocks(values, blocks) for values in (depth, target, mask))
+    aligned, enough = aligned_depth(d, t, m)
+    known = m.sum(-1, keepdim=True).clamp(min=1)
+    mean = torch.where(m, t, 0.0).sum(-1, keepdim=True) / known
+    deviation = torch.where(m, (t - mean).abs(), 0.0).sum(-1, keepdim=True) / known
+    error = (aligned - t).abs() / torch.maximum(deviation, _FLAT * mean).clamp(min=1e-9)
+    # A block that is far off says so once, not a hundred times.
+    return masked_scene_mean(error.clamp(max=5.0), m & enough[..., None])
+
+
+def normal_angle(
+    depth: Float[Tensor, "V H W"],
+    target: Float[Tensor, "V H W"],
+    mask: Bool[Tensor, "V H W"],
+    rays: Float[Tensor, "V H W 3"],
+) -> Float[Tensor, ""]:
+    """L_N (DA3): angles in radians between surface normals of predicted and true depth.
+
+    Each pixel has four normals, across the triangles it forms with its neighbours, and their mean, weighted by how much
+    smaller a triangle is than the others: across an edge of depth triangles are large, and say little of either side.
+    The loss is the mean of the angles of all five.
+
+    Args:
+        depth: In the unit of the target (align it first).
+        rays: K^-1 p of every pixel, z = 1.
+    """
+    five = mask.clone()
+    for shift in ((0, 1), (0, -1), (1, 0), (-1, 0)):
+        five &= _neighbour(mask, *shift)
+    predicted, true = (_five_normals(rays * torch.where(mask, values, 1.0)[..., None]) for values in (depth, target))
+    five = five[:, 1:-1, 1:-1]
+    chord = (predicted - true).square().sum(-1)
+    # 2 asin(chord / 2), whose gradient is finite at 0 and near pi.
+    angle = 2 * torch.asin((0.5 * (chord + 1e-8).sqrt()).clamp(max=1 - 1e-4))
+    return masked_scene_mean(angle.mean(-1), five)
+
+
+def _five_normals(points: Float[Tensor, "V H W 3"]) -> Float[Tensor, "V h w 5 3"]:
+    """Unit normals of the four triangles around every inner pixel, and their weighted mean."""
+    around = [(_neighbour(points, *shift) - points)[:, 1:-1, 1:-1] for shift in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    crossed = torch.stack([torch.linalg.cross(around[i], around[(i + 1) % 4]) for i in range(4)], -2)
+    size = (crossed.square().sum(-1, keepdim=True) + 1e-16).sqrt()
+    units = crossed / size
+    weights = (size.sum(-2, keepdim=True) - size).detach()
+    mean = (weights * units).sum(-2, keepdim=True)
+    mean = mean / (mean.square().sum(-1, keepdim=True) + 1e-16).sqrt()
+    return torch.cat([units, mean], -2)
+
+
+def _neighbour(values: Tensor, down: int, right: int) -> Tensor:
+    """The value of the pixel that lies so many rows down and columns to the right; wraps around at the frame."""
+    return values.roll((-down, -right), (1, 2))
+
+
+def _in_blocks(values: Tensor, blocks: int) -> Tensor:
+    """[V, H, W] -> [V, blocks^2, pixels]; what does not fill a whole block at the right and bottom is left out."""
+    height, width = values.shape[1] // blocks, values.shape[2] // blocks
+    cut = values[:, : height * blocks, : width * blocks]
+    return cut.unflatten(2, (blocks, width)).unflatten(1, (blocks, height)).transpose(2, 3).flatten(3).flatten(1, 2)

@@ -20,6 +20,7 @@ from da3gs.geometry.alignment import align_cameras
 from da3gs.images import uint8_from_tensor
 from da3gs.pipeline.depth_maps import DepthConfig, predict_depth
 from da3gs.pipeline.sources import Source
+from da3gs.train.transforms_data import TransformsData
 
 VIEWS = 3
 NETWORK_FROM_WORLD = Similarity(0.4, torch.eye(3), torch.tensor([0.3, -1.0, 2.0]))
@@ -151,3 +152,78 @@ def test_the_command_writes_all_of_it(pictures, tmp_path, capsys):
     with np.load(tmp_path / "out/depth/1.npz") as stored:
         assert stored["depth"].shape == (HEIGHT, WIDTH) and np.isfinite(stored["depth"]).all()
         assert (stored["depth"] > 0).all()
+
+
+# ------------------------------------------------------------------------------------------------ aligned
+
+
+class Affine(OracleModel):
+    """Depth that is right up to a scale and a shift of every picture's own."""
+
+    def _run(self, views, given, *rest):
+        view = len(self.calls) % VIEWS
+        self.truth = arc(VIEWS)[view]
+        out = super()._run(views, given, *rest)
+        out.depth.mul_(0.5 + 0.4 * view).add_(0.3 * (view + 1))
+        return out
+
+
+def measured(pictures, share=0.02, wrong=0.2, **fields) -> Source:
+    """Pictures with a few measurements, a fifth of them nonsense."""
+    truth = see(arc(VIEWS))[1]
+    generator = torch.Generator().manual_seed(0)
+    sparse = torch.where(torch.rand(truth.shape, generator=generator) < share, truth, 0.0)
+    nonsense = torch.rand(truth.shape, generator=generator) < wrong
+    sparse = torch.where(nonsense & (sparse > 0), 4 * torch.rand(truth.shape, generator=generator) + 0.1, sparse)
+    return Source(pictures, ("a", "b", "c"), arc(VIEWS), list(sparse), upright=False, **fields)
+
+
+CONFIG_ALIGNED = DepthConfig(together=False, size_px=WIDTH, align=True)
+
+
+def test_depth_is_brought_onto_sparse_and_wrong_measurements(pictures):
+    maps = predict_depth(measured(pictures), Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)
+    truth = see(arc(VIEWS))[1]
+    assert maps.unit == "given" and maps.comparable and maps.posed
+    for index, one in enumerate(maps):
+        assert float(((one.depth - truth[index]).abs() / truth[index]).median()) < 0.02
+        fit = maps.fits[index]
+        assert fit.scale == pytest.approx(1 / (0.4 * (0.5 + 0.4 * index)), rel=0.1) and fit.inliers > 0.6
+        torch.testing.assert_close(one.camera.cam_from_world[0], arc(VIEWS).cam_from_world[index])
+
+
+def test_sparse_points_are_measurements_too(pictures):
+    cameras = arc(VIEWS)
+    points = cameras.unproject(see(cameras)[1])
+    seen = [points[view].reshape(-1, 3)[::50] for view in range(VIEWS)]
+    source = Source(pictures, ("a", "b", "c"), cameras, points=seen, upright=False)
+    maps = predict_depth(source, Affine(cameras, NETWORK_FROM_WORLD), CONFIG_ALIGNED)
+    truth = see(cameras)[1]
+    assert all(torch.allclose(maps[view].depth, truth[view], rtol=0.02) for view in range(VIEWS))
+
+
+def test_aligned_depth_is_a_data_set_to_train_on(pictures, tmp_path):
+    maps = predict_depth(measured(pictures, wrong=0.0), Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)
+    save_depth(maps, tmp_path / "out")
+    sample = TransformsData(folder=tmp_path, sizes=((WIDTH, HEIGHT),), holdout=0, depth=True).open().load(0)
+    truth = see(arc(VIEWS))[1]
+    torch.testing.assert_close(sample.depth, truth, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(sample.cameras.cam_from_world, arc(VIEWS).cam_from_world, atol=1e-5, rtol=0)
+    fits = [entry["fit"] for entry in json.loads((tmp_path / "out/report.json").read_text())["maps"]]
+    assert all(fit["inliers"] > 0.95 and fit["error"] < 0.01 for fit in fits)
+
+
+def test_pictures_with_too_little_to_align_to_are_left_out(pictures):
+    source = measured(pictures, wrong=0.0)
+    source.depth[1].zero_()
+    source.depth[1][3, 5:20] = 1.0
+    maps = predict_depth(source, Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)
+    assert maps.report["views"] == ["a", "c"] and len(maps) == 2
+    assert "left out, since their depth could not be aligned: b" in maps.report["warnings"]
+    truth = see(arc(VIEWS))[1]
+    assert torch.allclose(maps[1].depth, truth[2], rtol=0.02)
+    nothing = Source(pictures, ("a", "b", "c"), arc(VIEWS), [torch.zeros(HEIGHT, WIDTH)] * 3, upright=False)
+    with pytest.raises(InputError, match="no map could be aligned"):
+        predict_depth(nothing, Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)
+    with pytest.raises(InputError, match="aligned depth needs something measured"):
+        predict_depth(Source(pictures, ("a", "b", "c")), Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)

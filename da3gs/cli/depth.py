@@ -38,6 +38,7 @@ class DepthCommand:
       da3gs depth photo.jpg --output out/ --model da3metric-large --fov 65
       da3gs depth clip.mp4 --output out/ --fps 10 --single --model da3mono-large
       da3gs depth photos/ --output out/ --points
+      da3gs depth colmap_project/ --output labelled/ --align --model da3mono-large
     """
 
     input: Annotated[Positional[list[Path]], arg(metavar="INPUT")]
@@ -48,6 +49,10 @@ class DepthCommand:
 
     model: Annotated[str, arg(metavar="NAME|FILE")] = "da3-tiny"
     """Model: a preset (da3-small, da3-base, ..), hub repository, folder, or .safetensors file."""
+
+    align: bool = False
+    """Bring each map onto the input's measured depth (RGB-D), or its sparse points (COLMAP), by a scale and a shift of
+    its own. Writes images/ and transforms.json too: a data set to train on."""
 
     single: bool = False
     """Look at each picture alone, also with a model that relates them."""
@@ -111,6 +116,7 @@ class DepthCommand:
             size_px=self.size,
             camera_source=self.camera_source,
             original_size=self.map_size == "original",
+            align=self.align,
             when_memory_tight=self.memory,
             device=self.device,
             seed=self.seed,
@@ -152,14 +158,20 @@ class DepthCommand:
     def _loaded(self) -> "InputViews":
         from da3gs.data.inputs import load_input
 
-        loaded = load_input(
-            self.input[0] if len(self.input) == 1 else self.input,
-            cameras=self.cameras,
-            max_views=self.max_views,
-            fps=self.fps,
-            frames=self.frames,
-            progress=sys.stdout.isatty(),
-        )
+        def load(depth: bool) -> "InputViews":
+            return load_input(
+                self.input[0] if len(self.input) == 1 else self.input,
+                cameras=self.cameras,
+                max_views=self.max_views,
+                fps=self.fps,
+                frames=self.frames,
+                depth=depth,
+                progress=sys.stdout.isatty(),
+            )
+
+        loaded = load(depth=False)
+        if self.align and loaded.points is None and loaded.kind == "transforms":
+            loaded = load(depth=True)
         for name, reason in loaded.skipped:
             logger.warning("left out %s: %s", name, reason)
         for note in loaded.notes:

@@ -3,6 +3,7 @@
     depth/NAME.npz, NAME.png, NAME_color.png   see `da3gs.export.depth_files`; the unit of NAME.png is in report.json
     cameras.json        where they are known, at the sizes of the maps
     points.ply          the maps as coloured points, if asked for
+    transforms.json, images/   for aligned depth: a data set to train on
     depth.mp4           pictures beside depth, for videos
     preview.png         a few pictures with their depth
     report.json         model, unit, what was chosen
@@ -12,19 +13,21 @@ The folder appears complete or not at all.
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from da3gs.atomic import atomic_path
 from da3gs.data.cameras_json import write_cameras_json
+from da3gs.data.transforms_json import write_transforms_json
 from da3gs.errors import InputError
 from da3gs.export.depth_files import depth_limits, depth_unit, write_depth_files
 from da3gs.export.points import write_points
-from da3gs.export.scene_folder import DEPTH, PREVIEW, REPORT, file_stems
-from da3gs.export.video import colorize_depth, write_contact_sheet, write_video
+from da3gs.export.scene_folder import DEPTH, IMAGES, PREVIEW, REPORT, TRANSFORMS, file_stems
+from da3gs.export.video import colorize_depth, write_contact_sheet, write_picture, write_video
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import tracked
 
@@ -32,7 +35,7 @@ if TYPE_CHECKING:
     from da3gs.pipeline.depth_maps import DepthMap, DepthMaps
 
 CAMERAS, POINTS, CLIP = "cameras.json", "points.ply", "depth.mp4"
-OWN_NAMES = frozenset((DEPTH, CAMERAS, POINTS, CLIP, PREVIEW, REPORT))
+OWN_NAMES = frozenset((DEPTH, CAMERAS, POINTS, CLIP, PREVIEW, REPORT, TRANSFORMS, IMAGES))
 _PREVIEW_VIEWS = 4
 # Points of pixels surer than this share of the typical confidence.
 _SURE = 0.5
@@ -83,9 +86,13 @@ def save_depth(
     shared = torch.cat([maps.small(index).flatten() for index in range(len(maps))]) if maps.comparable else None
     shown = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _PREVIEW_VIEWS)).round().astype(int)).tolist()
     rows: tuple[list, list] = ([], [])
-    files, cameras, clouds = [], [], _Cloud(max_points, len(maps))
+    files: list[dict[str, Any]] = []
+    cameras: list[Cameras] = []
+    clouds = _Cloud(max_points, len(maps))
     with atomic_path(folder.resolve(), directory=True) as temporary:
         (temporary / DEPTH).mkdir()
+        if maps.fits is not None:
+            (temporary / IMAGES).mkdir()
         for index, one in enumerate(tracked(maps, "Writing depth", shown=progress, total=len(maps))):
             of_range = one.depth if shared is None else shared
             unit, limits = depth_unit(float(of_range.max())), depth_limits(of_range)
@@ -93,6 +100,9 @@ def save_depth(
                 temporary / DEPTH, stems[index], one.depth, one.confidence, one.sky, unit=unit, limits=limits
             )
             files.append({"name": one.name, "file": f"{DEPTH}/{stems[index]}", "png_unit": unit})
+            if maps.fits is not None:
+                files[-1]["fit"] = asdict(maps.fits[index])
+                write_picture(temporary / IMAGES / f"{stems[index]}.png", one.picture)
             if one.camera is not None:
                 cameras.append(one.camera)
             if index in shown:
@@ -101,6 +111,14 @@ def save_depth(
             clouds.add(one)
         if len(cameras) == len(maps):
             write_cameras_json(temporary / CAMERAS, Cameras.cat(cameras), maps.report["views"])
+        if maps.fits is not None and maps.posed:
+            write_transforms_json(
+                temporary / TRANSFORMS,
+                Cameras.cat(cameras),
+                [f"{IMAGES}/{stem}.png" for stem in stems],
+                depth_paths=[f"{DEPTH}/{stem}.png" for stem in stems],
+                depth_unit_scale_factor=files[0]["png_unit"],
+            )
         if max_points is not None:
             clouds.write(temporary / POINTS, maps.unit)
         write_contact_sheet(temporary / PREVIEW, [("picture", rows[0]), ("depth", rows[1])], tile_height_px=260)

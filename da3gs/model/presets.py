@@ -280,6 +280,14 @@ PRESETS: dict[str, ModelConfig] = {
         size_px=196,
         licence=_APACHE,
     ),
+    # Its single-view sister, to train teachers with; no weights come with the package.
+    "da3mono-tiny": ModelConfig(
+        name="da3mono-tiny",
+        backbone=BackboneConfig(192, 12, 3, (5, 7, 9, 11)),
+        head=HeadConfig(32, (24, 48, 96, 192), rays=False),
+        size_px=196,
+        licence=_APACHE,
+    ),
     "da3-small": ModelConfig(
         name="da3-small",
         backbone=BackboneConfig(**_SIZES["vits"], tap_layers=(5, 7, 9, 11), **_ANY_VIEW_12),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from da3gs.images import tracked, uint8_from_tensor
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.depth_heads import SKY_THRESHOLD
 from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.depth_alignment import DepthFit, fit_to_measured
 from da3gs.pipeline.fitting import fitted
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.reconstruction import DEFAULT_MODEL, ReconstructConfig
@@ -36,6 +38,7 @@ class DepthConfig:
         size_px: Longest side of what the network sees; None: what suits the model.
         camera_source: As for `ReconstructConfig`.
         original_size: Maps at the sizes of the pictures, else at those of the network.
+        align: Bring every map onto the input's measured depth, or its sparse points, by a scale and a shift of its own.
         max_views: Use at most this many pictures, evenly spread.
         when_memory_tight: As for `ReconstructConfig`; pictures that are seen alone are only made smaller.
         device: "auto" takes CUDA when there is a GPU.
@@ -46,6 +49,7 @@ class DepthConfig:
     size_px: int | None = None
     camera_source: Literal["auto", "head", "rays", "matches"] = "auto"
     original_size: bool = True
+    align: bool = False
     max_views: int | None = None
     when_memory_tight: WhenTight = "adapt"
     device: str = "auto"
@@ -81,6 +85,7 @@ class DepthMaps:
         together: Whether all are in one scale, with cameras in one frame.
         unit: "metres", "given" (that of given cameras), or "arbitrary": one scale for all, or one per picture.
         report: What was chosen and found, plain JSON values.
+        fits: Of aligned maps, one each; else None.
     """
 
     together: bool
@@ -89,6 +94,7 @@ class DepthMaps:
     _parts: list[tuple[ScenePrediction, int]]
     _source: Source
     _original_size: bool
+    fits: tuple[DepthFit, ...] | None = None
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -96,11 +102,13 @@ class DepthMaps:
     @property
     def comparable(self) -> bool:
         """Whether depths of two maps are in one unit."""
-        return self.together or self.unit != "arbitrary"
+        return self.fits is not None or self.together or self.unit != "arbitrary"
 
     @property
     def posed(self) -> bool:
         """Whether every map has a camera with a pose, all in one frame."""
+        if self.fits is not None:
+            return self._source.posed
         cameras = [prediction.cameras for prediction, _ in self._parts]
         return self.together and all(camera is not None and camera.cam_from_world is not None for camera in cameras)
 
@@ -109,13 +117,15 @@ class DepthMaps:
         prediction, view = self._parts[index]
         depth = prediction.depth[view]
         assert isinstance(depth, Tensor)
-        return depth.cpu()
+        return self._aligned(index, depth.cpu())
 
     def __getitem__(self, index: int) -> DepthMap:
         prediction, view = self._parts[index]
         views = prediction.views[view]
         camera = None if prediction.cameras is None else prediction.cameras[view].to("cpu")
-        if camera is not None and not self.together:
+        if self.fits is not None and self._source.cameras is not None:
+            camera = views.cameras_to_processed(self._source.cameras[[index]])
+        elif camera is not None and not self.together:
             camera = camera.without_poses()  # each stands at the origin of its own frame
         maps: dict[str, Any] = {"depth": prediction.depth, "confidence": prediction.confidence, "sky": prediction.sky}
         found = {name: None if values is None else values[view : view + 1].cpu() for name, values in maps.items()}
@@ -129,6 +139,9 @@ class DepthMaps:
             picture = uint8_from_tensor(views.images[0])
         depth = found["depth"]
         assert depth is not None
+        depth = self._aligned(index, depth)
+        if self.fits is not None and found["sky"] is not None:
+            depth = torch.where(found["sky"], 0.0, depth)  # nothing was measured there
         return DepthMap(
             name=self._source.names[index],
             picture=picture,
@@ -137,6 +150,9 @@ class DepthMaps:
             sky=None if found["sky"] is None else found["sky"][0],
             camera=camera,
         )
+
+    def _aligned(self, index: int, depth: Tensor) -> Tensor:
+        return depth if self.fits is None else self.fits[index].apply(depth)
 
     def __iter__(self) -> Iterator[DepthMap]:
         return (self[index] for index in range(len(self)))
@@ -174,6 +190,10 @@ def predict_depth(
     together = relates if config.together is None else config.together
     if together and not relates and len(source) > 1:
         raise InputError(f"{loaded.config.name} looks at single views; leave --together out, or take da3-base")
+    if config.align and source.depth is None and (source.points is None or source.cameras is None):
+        raise InputError(
+            "aligned depth needs something measured: a transforms.json with depth files, or a COLMAP project's points"
+        )
     if config.max_views is not None:
         source = thinned(source, config.max_views)
     planned = ReconstructConfig(size_px=config.size_px, when_memory_tight=config.when_memory_tight)
@@ -193,7 +213,11 @@ def predict_depth(
                 seed=config.seed,
             )
             parts += [(prediction, place) for place in range(len(group))]
-    unit = parts[0][0].unit
+    fits = None
+    if config.align:
+        with stages("aligning depth"):
+            source, parts, fits = _aligned_parts(source, parts, config.seed, report)
+    unit = parts[0][0].unit if fits is None else "given"
     for note in parts[0][0].notes:
         report.warn(note, logged=True)
     report.content |= {
@@ -203,4 +227,19 @@ def predict_depth(
         "network_size": list(parts[0][0].views.size),
         "input": source.facts or {"views": len(source)},
     }
-    return DepthMaps(together, unit, report.content, parts, source, config.original_size)
+    return DepthMaps(together, unit, report.content, parts, source, config.original_size, fits)
+
+
+def _aligned_parts(source: Source, parts: list[tuple[ScenePrediction, int]], seed: int, report: Report):
+    """The pictures whose depth could be aligned, their maps, and how."""
+    found = [fit_to_measured(*part, source, view, seed) for view, part in enumerate(parts)]
+    keep = [view for view, fit in enumerate(found) if fit is not None]
+    if not keep:
+        raise InputError("no map could be aligned: too little was measured in every picture, or it fits none of them")
+    left_out = [source.names[view] for view in range(len(found)) if view not in keep]
+    if left_out:
+        report.warn(
+            f"left out, since their depth could not be aligned: {', '.join(left_out[:8])}"
+            f"{' ...' if len(left_out) > 8 else ''}"
+        )
+    return source[keep], [parts[view] for view in keep], tuple(fit for fit in found if fit is not None)

@@ -26,6 +26,7 @@ from da3gs.train.optimizers import open_optimizers
 from da3gs.train.reporting import Reporter
 from da3gs.train.student import StudentTask
 from da3gs.train.task import Task
+from da3gs.train.teacher import TeacherTask
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class TrainConfig:
         stop_after: End after this many steps of this call although the schedule goes on; 0 runs to the end.
     """
 
-    task: StudentTask | GSHeadTask = field(default_factory=StudentTask)
+    task: StudentTask | GSHeadTask | TeacherTask = field(default_factory=StudentTask)
     optim: OptimConfig = field(default_factory=OptimConfig)
     output: Path = Path("runs/train")
     seed: int = 0

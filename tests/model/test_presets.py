@@ -12,7 +12,7 @@ from da3gs.model.network import build_model
 from da3gs.model.official_keys import released_key
 from da3gs.model.presets import HUB_ALIASES, PRESETS, ModelConfig, known_names, preset
 
-RELEASED = [name for name in PRESETS if name != "da3-tiny"]
+RELEASED = [name for name in PRESETS if name not in ("da3-tiny", "da3mono-tiny")]
 
 
 def released_format(name: str) -> dict:
