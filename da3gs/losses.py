@@ -186,13 +186,14 @@ def aligned_depth(
 ) -> tuple[Float[Tensor, "*n P"], Bool[Tensor, "*n"]]:
     """Depth after the scale and shift that bring it nearest to the target, in squares of relative errors.
 
-    Scale and shift are constants for gradients. Where they would turn depth over (scale <= 0) or cannot be told apart
-    (a plane facing the camera), a scale alone.
+    Gradients flow through scale and shift, so a loss of aligned depth does not pull at either. (As constants they would
+    let it: where errors are not squared, the fit is not the minimum, and predictions drift.) Where the fit would turn
+    depth over (scale <= 0) or cannot tell the two apart (a plane facing the camera), a scale alone.
 
     Returns:
         Aligned depth, and which of the n have enough valid pixels.
     """
-    values, wanted = depth.detach().double(), torch.where(mask, target, 1.0).double()
+    values, wanted = depth.double(), torch.where(mask, target, 1.0).double()
     weight = mask / wanted.square()
     total = weight.sum(-1, keepdim=True).clamp(min=1e-12)
     mean_d, mean_t = ((weight * part).sum(-1, keepdim=True) / total for part in (values, wanted))

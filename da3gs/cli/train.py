@@ -25,7 +25,7 @@ class TrainCommand:
 
     Shipped: smoke_cpu (seconds, proves that training works here), student_synthetic_tiny, student_synthetic_tiny_fine
     and gs_head_synthetic_tiny (da3-tiny and its head, in this order), gs_head_dl3dv_base (8 GPUs), student_rgbd_base
-    (da3-base on RGB-D scenes of your own).
+    (da3-base on RGB-D scenes of your own), teacher_synthetic_tiny (a single-view model on exact depth).
 
     Examples:
       da3gs train smoke_cpu --output runs/smoke

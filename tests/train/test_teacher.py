@@ -38,6 +38,19 @@ def test_scale_and_shift_of_a_view_cost_nothing(depth, everywhere):
     assert losses.global_affine_l1(depth.square(), depth, everywhere)[0] > 0.02
 
 
+def test_aligned_losses_pull_neither_at_scale_nor_at_shift(depth, everywhere):
+    wrong = (depth + 0.3 * depth.sin()).requires_grad_()
+    for loss in (
+        losses.global_affine_l1(wrong, depth, everywhere)[0],
+        losses.local_affine_l1(wrong, depth, everywhere, blocks=1),
+    ):
+        (gradient,) = torch.autograd.grad(loss, wrong)
+        assert gradient.abs().sum() > 0.01
+        for view in range(2):
+            assert abs(float(gradient[view].sum())) < 1e-5
+            assert abs(float((gradient[view] * wrong[view].detach()).sum())) < 1e-5
+
+
 def test_a_reversed_prediction_is_not_turned_over(depth, everywhere):
     _, aligned = losses.global_affine_l1(5 - depth, depth, everywhere)
     # Deeper stays deeper: a scale alone, so what was farthest is still nearest.
