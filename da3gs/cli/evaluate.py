@@ -22,7 +22,8 @@ class _EvaluateCommand:
     """What all evaluations share."""
 
     scenes: Annotated[Positional[list[str]], arg(metavar="SCENES")]
-    """Data sets with cameras (COLMAP, transforms.json), folders of such, or procedural:8 for procedural scenes."""
+    """Data sets with cameras (COLMAP, transforms.json), folders of such, RealEstate10K chunks, or procedural:8 for
+    procedural scenes."""
 
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder for evaluation.json and pictures. Started again, an evaluation goes on from the scenes done there."""

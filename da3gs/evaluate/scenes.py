@@ -16,6 +16,7 @@ from torch import Tensor
 from da3gs.data.colmap import find_colmap_model, read_colmap
 from da3gs.data.covering import Covering
 from da3gs.data.posed_images import PosedImages
+from da3gs.data.re10k import chunk_index, is_chunk_folder, read_chunked_scene
 from da3gs.data.rgbd import depth_of_view
 from da3gs.data.synthetic import HELD_OUT_STYLES, SyntheticViews, make_scene, render_views, sample_cameras
 from da3gs.data.transforms_json import read_transforms_json
@@ -137,8 +138,9 @@ def find_scenes(sources: Sequence[str | Path]) -> list[SceneOnDemand]:
 
     Args:
         sources: Each a data set with cameras (a COLMAP project, a ``transforms.json`` or its folder), a folder of such
-            data sets (also ``SCENE/nerfstudio/transforms.json``, as DL3DV has them), or ``procedural:8``, that many
-            procedural scenes of styles that no shipped model was trained on.
+            data sets (also ``SCENE/nerfstudio/transforms.json``, as DL3DV has them), a folder of RealEstate10K chunks
+            (``index.json`` and ``*.torch``, as pixelSplat stores them), or ``procedural:8``, that many procedural
+            scenes of styles that no shipped model was trained on.
 
     Raises:
         InputError: Nothing there, or two scenes of one name.
@@ -171,6 +173,8 @@ def _scenes_of(source: str) -> list[SceneOnDemand]:
     found = _data_set(path)
     if found is not None:
         return [SceneOnDemand(_name(path), found)]
+    if path.is_dir() and is_chunk_folder(path):
+        return [SceneOnDemand(key, _chunked(chunk, key)) for key, chunk in chunk_index(path).items()]
     children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
     inside = [(child, opener) for child in children if (opener := _data_set(child)) is not None]
     if not inside:
@@ -212,6 +216,15 @@ def _photographed(name: str, data: PosedImages, folder: Path) -> EvaluationScene
         splits=data.splits,
         folder=folder,
     )
+
+
+def _chunked(chunk: Path, key: str) -> Callable[[], EvaluationScene]:
+    def open_scene() -> EvaluationScene:
+        scene = read_chunked_scene(chunk, key)
+        names = tuple(str(stamp) for stamp in scene.timestamps)
+        return EvaluationScene(name=key, frames=names, cameras=scene.cameras, picture=scene.load_image)
+
+    return open_scene
 
 
 def _procedural(index: int) -> Callable[[], EvaluationScene]:
