@@ -17,7 +17,9 @@ from da3gs.export.depth_files import MILLIMETRE, depth_unit
 from da3gs.export.depth_folder import save_depth
 from da3gs.export.points import read_points, write_points
 from da3gs.geometry.alignment import align_cameras
-from da3gs.images import uint8_from_tensor
+from da3gs.images import Views, uint8_from_tensor
+from da3gs.model.scene_prediction import ScenePrediction
+from da3gs.pipeline.depth_alignment import fit_to_measured
 from da3gs.pipeline.depth_maps import DepthConfig, predict_depth
 from da3gs.pipeline.sources import Source
 from da3gs.train.transforms_data import TransformsData
@@ -227,3 +229,31 @@ def test_pictures_with_too_little_to_align_to_are_left_out(pictures):
         predict_depth(nothing, Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)
     with pytest.raises(InputError, match="aligned depth needs something measured"):
         predict_depth(Source(pictures, ("a", "b", "c")), Affine(arc(VIEWS), NETWORK_FROM_WORLD), CONFIG_ALIGNED)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_wall_that_fills_the_picture_does_not_flatten_it(seed):
+    generator = torch.Generator().manual_seed(seed)
+    true = torch.full((40, 50), 2.0) + 0.004 * torch.randn(40, 50, generator=generator)
+    true[:, 31:] = 0.8 + 0.7 * torch.rand(40, 19, generator=generator)
+    noisy = (true - 0.3) / 1.7 * (1 + 0.01 * torch.randn(40, 50, generator=generator))
+    fit = fitted(noisy, true, seed)
+    assert fit.scale == pytest.approx(1.7, rel=0.1) and fit.error < 0.25 * fit.constant
+    # Depth that has nothing to do with the picture is no depth.
+    assert fitted(1 + torch.rand(40, 50, generator=generator), true, seed) is None
+
+
+def fitted(depth, measured, seed):
+    picture = torch.zeros(1, 3, 42, 56)
+    size = torch.tensor([[56, 42]])
+    views = Views(picture, size, size, torch.zeros_like(size), ("a",))
+    maps = torch.nn.functional.interpolate(depth[None, None], (42, 56), mode="nearest")[0]
+    wanted = torch.nn.functional.interpolate(measured[None, None], (42, 56), mode="nearest")[0, 0]
+    prediction = ScenePrediction(maps, None, None, None, None, None, None, "arbitrary", views)
+    return fit_to_measured(prediction, 0, Source([picture[0]], ("a",), None, [wanted]), 0, seed)
+
+
+def test_the_current_folder_is_not_replaced(together, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="the current folder cannot be replaced by depth"):
+        save_depth(together, ".")

@@ -1,6 +1,7 @@
 """`da3gs depth`: depth maps of photographs, a video or a data set."""
 
 import logging
+import statistics
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_POINTS = "--points needs cameras in one frame: an any-view model such as da3-base, and no --single"
 # Of clips whose frames were chosen and not taken at a rate.
 _CLIP_FPS = 8.0
 
@@ -106,7 +108,8 @@ class DepthCommand:
         from da3gs.pipeline.stages import Stages
 
         self._check()
-        check_depth_folder(self.output)
+        output = self.output.expanduser()
+        check_depth_folder(output)
         shown = sys.stderr.isatty()
         stages = Stages(lambda name: logger.info("%s", name))
         with stages("reading the input"):
@@ -123,21 +126,19 @@ class DepthCommand:
         )
         maps = predict_depth(source_from_input(loaded), self.model, config, stages=stages, progress=shown)
         if self.points and not maps.posed:
-            raise InputError(
-                "--points needs cameras in one frame: an any-view model such as da3-base, without --single"
-            )
+            raise InputError(_NO_POINTS)
         with stages("writing files"):
             save_depth(
                 maps,
-                self.output,
+                output,
                 max_points=self.max_points if self.points else None,
                 clip_fps=(self.fps or _CLIP_FPS) if loaded.kind == "video" else None,
                 progress=shown,
             )
         if self.json:
-            print_json({"output": str(self.output)} | maps.report | {"stages": stages.to_list()})
+            print_json({"output": str(output)} | maps.report | {"stages": stages.to_list()})
         else:
-            print_result(_summary(self.output, maps, stages.seconds))
+            print_result(_summary(output, maps, stages.seconds))
         return 0
 
     def _check(self) -> None:
@@ -153,25 +154,24 @@ class DepthCommand:
                 raise InputError(f"{name} must be >= {low}; got {value}")
         if self.fov is not None and not 1 <= self.fov <= 170:
             raise InputError(f"--fov must lie in 1..170 degrees; got {self.fov:g}")
+        if self.points and self.single and not self.align:
+            raise InputError(_NO_POINTS)
         check_device(self.device)
 
     def _loaded(self) -> "InputViews":
         from da3gs.data.inputs import load_input
 
-        def load(depth: bool) -> "InputViews":
-            return load_input(
-                self.input[0] if len(self.input) == 1 else self.input,
-                cameras=self.cameras,
-                max_views=self.max_views,
-                fps=self.fps,
-                frames=self.frames,
-                depth=depth,
-                progress=sys.stdout.isatty(),
-            )
-
-        loaded = load(depth=False)
-        if self.align and loaded.points is None and loaded.kind == "transforms":
-            loaded = load(depth=True)
+        first = self.input[0].expanduser()
+        transforms = first.suffix == ".json" or (first / "transforms.json").is_file()
+        loaded = load_input(
+            self.input[0] if len(self.input) == 1 else self.input,
+            cameras=self.cameras,
+            max_views=self.max_views,
+            fps=self.fps,
+            frames=self.frames,
+            depth=self.align and transforms,
+            progress=sys.stdout.isatty(),
+        )
         for name, reason in loaded.skipped:
             logger.warning("left out %s: %s", name, reason)
         for note in loaded.notes:
@@ -203,10 +203,20 @@ def _summary(output: Path, maps: "DepthMaps", seconds: float) -> str:
         "given": "that of the given cameras",
         "arbitrary": "arbitrary, one for all" if maps.together else "arbitrary, one per picture",
     }[maps.unit]
+    fits = []
+    if maps.fits is not None:
+        inliers, error, constant = (
+            statistics.median(getattr(fit, name) for fit in maps.fits) for name in ("inliers", "error", "constant")
+        )
+        fits = [
+            f"  aligned   {inliers:.0%} of what was measured within 5 %, mean error {error:.1%}, with one depth per "
+            f"picture {constant:.1%} (medians over pictures)"
+        ]
     lines = [
         f"{output}: depth of {len(maps)} pictures, {how} at {width}x{height} px, in {seconds:.1f} s",
         f"  model     {report['model']['name']}, weights {report['model']['licence']}, on {report['model']['device']}",
         f"  unit      {unit}",
+        *fits,
         *(f"  warning   {warning}" for warning in report["warnings"]),
         "  files     " + " ".join(sorted(item.name + ("/" if item.is_dir() else "") for item in output.iterdir())),
     ]

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from da3gs.evaluate.frames import FrameChoice
     from da3gs.evaluate.method import Method
     from da3gs.evaluate.runner import Task
+    from da3gs.evaluate.scenes import SceneOnDemand
 
 
 @dataclass
@@ -38,7 +39,7 @@ class _EvaluateCommand:
     """Size of all pictures: the longest side, or WIDTHxHEIGHT, which they are scaled to cover and cropped to."""
 
     size: Annotated[int | None, arg(metavar="PX")] = None
-    """Longest side of what the network sees. Default: what suits the model, at most the resolution."""
+    """Longest side of what the network sees. Default: what suits the model; never more than the resolution."""
 
     device: Annotated[str, arg(metavar="DEVICE")] = "auto"
     """auto, cpu, cuda, cuda:1, .."""
@@ -51,10 +52,9 @@ class _EvaluateCommand:
 
     def run(self) -> int:
         from da3gs.evaluate.runner import RESULT, run_evaluation
-        from da3gs.evaluate.scenes import find_scenes
 
         check_device(self.device)
-        scenes = find_scenes(self.scenes)
+        scenes = self._found()
         evaluation = run_evaluation(self._task(), scenes, self.output, progress=sys.stderr.isatty())
         found = evaluation.to_dict()
         if self.json:
@@ -63,9 +63,14 @@ class _EvaluateCommand:
         failed = [f"left out {name}: {reason}" for name, reason in evaluation.failed.items()]
         ending = f"protocol {found['protocol_id']}"
         if self.output is not None:
-            ending += f"; everything in {self.output / RESULT}, pictures beside it"
+            ending += f"; everything in {self.output.expanduser() / RESULT}, pictures beside it"
         print_result("\n".join([evaluation.table(), *failed, ending]))
         return 0
+
+    def _found(self) -> "list[SceneOnDemand]":
+        from da3gs.evaluate.scenes import find_scenes
+
+        return find_scenes(self.scenes)
 
     def _task(self) -> "Task":
         raise NotImplementedError
@@ -78,7 +83,12 @@ class _EvaluateCommand:
         if self.size is not None and self.size < 14:
             raise InputError(f"--size must be >= 14; got {self.size}")
         config = ReconstructConfig(
-            size_px=self.size, check_poses=False, seed=self.seed, gs_head=self.gs_head, **settings
+            size_px=self.size,
+            check_poses=False,
+            when_memory_tight="refuse",
+            seed=self.seed,
+            gs_head=self.gs_head,
+            **settings,
         )
         return Method(load_model(self.model, device=self.device, gs_head=self.gs_head), config)
 
@@ -173,6 +183,7 @@ class EvaluateNvsCommand(_EvaluateCommand):
                 raise InputError(f"{name} must be >= {low}; got {value}")
         index = None if self.index is None else read_frame_index(self.index)
         held_out = HeldOut(index, self.context, self.targets, self.hold_out)
+        held_out.check([scene.name for scene in self._found()])
         lpips = None
         if self.lpips != "none" or self.lpips_weights is not None:
             lpips = load_lpips(None if self.lpips == "none" else self.lpips, self.lpips_weights)
@@ -206,7 +217,8 @@ class EvaluatePoseCommand(_OfFrames):
     def _task(self) -> "Task":
         from da3gs.evaluate.pose import PoseEstimation
 
-        return PoseEstimation(self._method(), self._frames(), self._size(), self.camera_source, self.intrinsics)
+        method = None if self.camera_source == "sfm" else self._method()
+        return PoseEstimation(method, self._frames(), self._size(), self.camera_source, self.intrinsics, self.seed)
 
 
 @dataclass

@@ -1,9 +1,10 @@
 """Pictures, cameras and depth brought to one size: scaled until they cover it, then cropped about the centre.
 
-What pixelSplat and its successors do to their test images (their ``rescale_and_crop``).
+With "lanczos" what pixelSplat and its successors do to their images (``rescale_and_crop``).
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -37,13 +38,19 @@ class Covering:
         scaled = max(size[0], round(original[0] * factor)), max(size[1], round(original[1] * factor))
         return Covering(original, size, scaled, ((scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2))
 
-    def picture(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
-        """Area averaged when it shrinks, cubic when it grows."""
+    def picture(
+        self, image: UInt8[np.ndarray, "H W 3"], resampling: Literal["area", "lanczos"] = "area"
+    ) -> UInt8[np.ndarray, "h w 3"]:
+        """A picture, area averaged where it shrinks and cubic where it grows, or by Pillow's Lanczos filter."""
         import cv2
+        from PIL import Image
 
         self._check(image)
-        shrinks = self.scaled[0] < self.original[0]
-        image = cv2.resize(image, self.scaled, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        if resampling == "lanczos":
+            image = np.asarray(Image.fromarray(image).resize(self.scaled, Image.Resampling.LANCZOS))
+        else:
+            shrinks = self.scaled[0] < self.original[0]
+            image = cv2.resize(image, self.scaled, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
         (left, top), (width, height) = self.left_top, self.size
         return np.ascontiguousarray(image[top : top + height, left : left + width])
 

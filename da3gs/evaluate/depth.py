@@ -101,7 +101,7 @@ class DepthEstimation:
         frames = self.frames.choose(len(scene))
         views = scene.views(frames, self.size, depth=True)
         assert views.depth is not None
-        predicted = self._predicted(views)
+        predicted, warnings = self._predicted(views)
         mask = views.depth > 0
         if self.max_depth is not None:
             mask &= views.depth <= self.max_depth
@@ -113,22 +113,23 @@ class DepthEstimation:
         facts |= {
             "frames": [name for name, has in zip(views.names, measured.tolist(), strict=True) if has],
             "size": list(views.size),
+            "warnings": warnings,
         }
         images = [image for image, has in zip(views.images, measured.tolist(), strict=True) if has]
         scales, shifts = (torch.tensor(facts[key])[:, None, None] for key in ("scales", "shifts"))
         return SceneResult(numbers, facts, rows=_rows(images, scales * predicted + shifts, truth, mask))
 
-    def _predicted(self, views: EvaluationViews) -> Float[Tensor, "V H W"]:
-        """Predicted z-depth on the pixels of the views; 0 where there is none."""
+    def _predicted(self, views: EvaluationViews) -> tuple[Float[Tensor, "V H W"], list[str]]:
+        """Predicted z-depth on the pixels of the views, 0 where there is none; and what there is to say about it."""
         if self.mode == "refined":
             found = reconstructed(self.model_use, views, "given")
-            return at_size(found.depth.cpu(), views.size)
-        model, config = self.model_use.model, self.model_use.config
+            return at_size(found.depth.cpu(), views.size), found.scene.report["warnings"]
+        model, config = self.model_use.model, self.model_use.config_for(views.size)
         cameras = views.cameras if self.mode == "posed" else None
         if cameras is None and self.intrinsics:
             cameras = views.cameras.without_poses()
         groups = [[view] for view in range(len(views))] if self.mode == "single" else [list(range(len(views)))]
-        maps = []
+        maps, notes = [], []
         for group in groups:
             prediction = model.predict(
                 [views.images[view] for view in group],
@@ -142,7 +143,8 @@ class DepthEstimation:
             ).at_original_size()
             assert isinstance(prediction.depth, Tensor)
             maps.append(prediction.depth.cpu())
-        return torch.cat(maps)
+            notes += [note for note in prediction.notes if note not in notes]
+        return torch.cat(maps), notes
 
     def _numbers(
         self, predicted: Tensor, truth: Tensor, mask: Tensor

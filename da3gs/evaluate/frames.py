@@ -9,6 +9,7 @@ then at most `context` and `targets` of them
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import numpy as np
 from da3gs.data.view_choice import evenly_spread, farthest_views
 from da3gs.errors import FormatError, InputError
 from da3gs.evaluate.scenes import EvaluationScene
+
+logger = logging.getLogger(__name__)
 
 LLFF_HOLD_OUT = 8
 
@@ -117,6 +120,14 @@ class HeldOut:
     def names(self, scene: str) -> bool:
         """Whether the scene is to be evaluated."""
         return self.index is None or self.index.scenes.get(scene) is not None
+
+    def check(self, names: Sequence[str]) -> None:
+        """Warn of scenes that the index names and that are not there."""
+        if self.index is not None:
+            here = set(names)
+            missing = [name for name, entry in self.index.scenes.items() if entry is not None and name not in here]
+            if missing:
+                logger.warning("%d scenes of %s are not here, such as %s", len(missing), self.index.file, missing[0])
 
     def choose(self, scene: EvaluationScene) -> tuple[list[int], list[int]]:
         """Context and target frames of a scene.

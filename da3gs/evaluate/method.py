@@ -8,13 +8,16 @@ from torch import Tensor
 
 from da3gs.data.input_views import InputViews
 from da3gs.data.sfm import with_sfm_cameras
+from da3gs.errors import InputError
 from da3gs.evaluate.scenes import EvaluationViews
 from da3gs.gaussians import Gaussians, Scene
-from da3gs.geometry.alignment import align_cameras
+from da3gs.geometry.alignment import SCALE, align_cameras
 from da3gs.geometry.cameras import Cameras
+from da3gs.images import DEFAULT_SIZE_PX, PATCH_PX
 from da3gs.metrics.poses import PoseMetrics, pose_metrics
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.digest import weights_digest
+from da3gs.pipeline.fitting import released_head
 from da3gs.pipeline.reconstruction import ReconstructConfig, reconstruct
 from da3gs.pipeline.sources import Source, source_from_input
 
@@ -35,7 +38,9 @@ class Method:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values that name the method; the weights by a hash."""
-        config = self.config
+        config, device = self.config, self.model.device
+        low_precision = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        own_head = config.gs_head is not None or released_head(self.model)  # keeps the network's own depth
         return {
             "model": self.model.config.name,
             "weights_sha256": weights_digest(self.model.network, gaussian_head=True)[:16],
@@ -43,11 +48,22 @@ class Method:
             "size_px": config.size_px or self.model.config.size_px,
             "splat_size_px": config.splat_size_px,
             "camera_source": config.camera_source,
-            "refine_depth": config.refine_depth,
+            "refine_depth": config.refine_depth and not own_head,
             "keypoints": config.keypoints,
             "max_gaussians": config.max_gaussians,
             "seed": config.seed,
+            "device": device.type,
+            "precision": "bfloat16" if low_precision else "float32",
         }
+
+    def config_for(self, size: tuple[int, int]) -> ReconstructConfig:
+        """The settings for pictures of a size: the network sees them no larger than they are."""
+        asked = self.config.size_px or self.model.config.size_px
+        return replace(
+            self.config,
+            size_px=min(asked, max(PATCH_PX, max(size) // PATCH_PX * PATCH_PX)),
+            splat_size_px=self.config.splat_size_px or self.config.size_px or DEFAULT_SIZE_PX,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +79,7 @@ class AlignedScene:
         true_cameras: Of these, at the size of the maps.
         poses: How far its cameras are from the true ones; None if poses were given or there is one view.
         scale: From the scene's unit to that of the true cameras.
+        cameras: Of the reconstruction, moved.
     """
 
     scene: Scene
@@ -73,6 +90,7 @@ class AlignedScene:
     true_cameras: Cameras
     poses: PoseMetrics | None
     scale: float
+    cameras: Cameras
 
     @property
     def pose_numbers(self) -> dict[str, float | None]:
@@ -90,7 +108,8 @@ def reconstructed(method: Method, views: EvaluationViews, poses: Poses) -> Align
     """Reconstruct views and move the result onto the true cameras by one similarity, if these were not given.
 
     Raises:
-        InputError: Nothing to reconstruct from them.
+        InputError: Nothing to reconstruct from them, or too little memory for all of them (nothing is lowered, since
+            numbers would not be those of the method), or poses that leave the scale open.
     """
     # Numbered, so that the views that are kept can be told whatever the frames are called.
     labels = [f"{index:05d}" for index in range(len(views))]
@@ -101,13 +120,19 @@ def reconstructed(method: Method, views: EvaluationViews, poses: Poses) -> Align
         source = Source(
             list(views.images), tuple(labels), views.cameras if poses == "given" else None, facts={"kind": "images"}
         )
-    scene = reconstruct(source, model=method.model, config=method.config)
+    scene = reconstruct(source, model=method.model, config=method.config_for(views.size))
     kept = [labels.index(name) for name in scene.report["views"]]
     width, height = scene.cameras.size
     truth = views.cameras[kept].scaled(width=width, height=height)
     if poses == "given":
-        return AlignedScene(scene, scene.gaussians, scene.depth, len(views), kept, truth, None, 1.0)
-    move = align_cameras(scene.cameras.to("cpu"), truth).target_from_source
+        return AlignedScene(scene, scene.gaussians, scene.depth, len(views), kept, truth, None, 1.0, scene.cameras)
+    alignment = align_cameras(scene.cameras.to("cpu"), truth)
+    if SCALE in alignment.unobservable:
+        raise InputError(
+            "the cameras that were found leave the scale open (one view, or all in one place); take more context, or "
+            "give the poses"
+        )
+    move = alignment.target_from_source
     scale = float(move.scale)
     return AlignedScene(
         scene=scene,
@@ -118,6 +143,7 @@ def reconstructed(method: Method, views: EvaluationViews, poses: Poses) -> Align
         true_cameras=truth,
         poses=pose_metrics(scene.cameras.to("cpu"), truth) if len(kept) > 1 else None,
         scale=scale,
+        cameras=scene.cameras.transform(move),
     )
 
 

@@ -6,7 +6,7 @@ Letters: T targets, V context views, H W pixels.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
@@ -67,10 +67,12 @@ class ViewSynthesis:
             "task": self.name,
             "frames": self.held_out.to_dict(),
             "size": self.size if isinstance(self.size, int) else list(self.size),
-            "resize": "area average to cover the size, centre crop",
+            "resize": "Lanczos (Pillow) to cover the size, centre crop",
             "context_poses": self.poses,
             "alignment": "none" if self.poses == "given" else "one similarity from context cameras to the true ones",
-            "target_poses": self.target_poses,
+            "target_poses": self.target_poses
+            if self.target_poses == "true"
+            else {"optimised": asdict(OptimiseConfig()), "lpips": self.lpips is not None},
             "background": "black",
             "psnr": "mean over views of -10 log10(MSE), clipped to [0, 1]",
             "ssim": "gaussian window 11, sigma 1.5, scikit-image",

@@ -31,18 +31,20 @@ class PoseEstimation:
     """The task.
 
     Attributes:
-        model_use: The model; its `camera_source` is replaced by the one here.
+        model_use: The model; its `camera_source` is replaced by the one here. Not needed for "sfm".
         frames: Which frames.
         size: Longest side, or (width, height), of the pictures handed over.
         camera_source: The part of the model that finds cameras, or "sfm": COLMAP, for comparison.
         intrinsics: Hand over the true intrinsics (not to "sfm").
+        seed: Of structure from motion.
     """
 
-    model_use: Method
+    model_use: Method | None
     frames: FrameChoice
     size: tuple[int, int] | int
     camera_source: CameraSource = "auto"
     intrinsics: bool = False
+    seed: int = 0
     name: str = "pose"
 
     columns = (
@@ -58,6 +60,8 @@ class PoseEstimation:
     )
 
     def __post_init__(self):
+        if self.camera_source != "sfm" and self.model_use is None:
+            raise InputError(f"cameras from '{self.camera_source}' need a model")
         if self.camera_source == "sfm" and self.intrinsics:
             raise InputError("structure from motion finds its own intrinsics here; leave --intrinsics out")
 
@@ -74,8 +78,8 @@ class PoseEstimation:
         }
 
     def method(self) -> dict[str, Any]:
-        if self.camera_source == "sfm":
-            return {"model": "COLMAP", "seed": self.model_use.config.seed}
+        if self.camera_source == "sfm" or self.model_use is None:
+            return {"model": "COLMAP", "seed": self.seed}
         return self.model_use.to_dict() | {"camera_source": self.camera_source}
 
     def names(self, scene: str) -> bool:
@@ -104,14 +108,14 @@ class PoseEstimation:
 
     def _found(self, views: EvaluationViews) -> tuple[Cameras | None, list[int]]:
         """Cameras of the views that could be placed, and which these are."""
-        if self.camera_source == "sfm":
+        if self.camera_source == "sfm" or self.model_use is None:
             try:
-                found = run_sfm(views.images, views.names, seed=self.model_use.config.seed)
+                found = run_sfm(views.images, views.names, seed=self.seed)
             except InputError as error:  # too little in common: that is a result
                 logger.warning("%s", error)
                 return None, []
             return found.cameras, found.registered.nonzero().flatten().tolist()
-        model, config = self.model_use.model, self.model_use.config
+        model, config = self.model_use.model, self.model_use.config_for(views.size)
         prediction = model.predict(
             list(views.images),
             views.cameras.without_poses() if self.intrinsics else None,

@@ -167,7 +167,7 @@ def seen_where(
 def _rows(views: EvaluationViews, found: AlignedScene, truth: Float[Tensor, "N 3"], threshold: float):
     """Pictures, predicted depth, and how far its surface is from the truth: green up to the threshold, red beyond."""
     shown = torch.linspace(0, len(found.kept) - 1, min(_SHOWN, len(found.kept))).round().long()
-    depth, cameras = found.depth.cpu()[shown], found.true_cameras[shown]
+    depth, cameras = found.depth.cpu()[shown], found.cameras.to("cpu")[shown]
     step = max(1, depth.shape[2] // 160)  # enough for a small picture
     points = cameras.unproject(depth)[:, ::step, ::step]
     known = depth[:, ::step, ::step] > 0

@@ -4,13 +4,14 @@
     FOLDER/scenes/NAME.json    written as each scene ends; started again, an evaluation goes on from them
     FOLDER/pictures/NAME.png   what was predicted beside the truth
 
-Numbers of two methods are comparable if their protocols are equal; `protocol_id` is a hash of it.
+Numbers of two methods are comparable if their protocols are equal, scenes included; `protocol_id` is a hash of it.
 """
 
 import hashlib
 import json
 import logging
 import platform
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ from da3gs import __version__
 from da3gs.atomic import atomic_path
 from da3gs.errors import Da3gsError, InputError
 from da3gs.evaluate.scenes import EvaluationScene, SceneOnDemand
-from da3gs.export.scene_folder import file_stems
 from da3gs.export.video import write_contact_sheet, write_picture
 from da3gs.images import tracked
 
@@ -93,7 +93,7 @@ class Evaluation:
     """The result of `run_evaluation`.
 
     Attributes:
-        task, protocol, method, software: What was measured, of what, and with what.
+        task, protocol, method, software: What was measured (and on which scenes), of what, and with what.
         scenes: Scene -> {"numbers": .., "facts": .., "seconds": ..}, in order.
         failed: Scene -> the reason why it could not be evaluated; such scenes are in no mean.
         mean: Key -> mean over the scenes that have the number.
@@ -128,7 +128,8 @@ class Evaluation:
         """A line per scene, and their mean, aligned for a terminal."""
         rows = [[name, *self._cells(entry["numbers"])] for name, entry in self.scenes.items()]
         if len(rows) > 1:
-            rows.append([f"mean of {len(rows)}", *self._cells(self.mean)])
+            of_all = f" of {len(rows) + len(self.failed)}" if self.failed else ""
+            rows.append([f"mean of {len(rows)}{of_all}", *self._cells(self.mean)])
         head = ["scene", *(column.heading for column in self.columns)]
         widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
         lines = []
@@ -151,8 +152,8 @@ def run_evaluation(
 ) -> Evaluation:
     """Evaluate scenes one after another.
 
-    A scene that cannot be evaluated (too few frames, nothing that matches) is named with its reason and left out of the
-    means. Its neighbours go on.
+    A scene that cannot be evaluated (too few frames, nothing that matches, too little memory) is named with its reason
+    and left out of the means. Its neighbours go on.
 
     Args:
         task: What is measured.
@@ -169,31 +170,34 @@ def run_evaluation(
         raise InputError(f"none of the {len(scenes)} scenes is named by the index file, such as {scenes[0].name}")
     if len(chosen) < len(scenes):
         logger.info("%d of %d scenes are named by the index file", len(chosen), len(scenes))
-    record = _Record(task, output, [scene.name for scene in chosen])
+    record = _Record(task, output)
+    kept = sum(record.finished(scene) is not None for scene in chosen)
+    if kept:
+        logger.info("%d of %d scenes are done already", kept, len(chosen))
     done, failed = {}, {}
     for scene in tracked(chosen, "Evaluating", shown=progress):
-        entry = record.finished(scene.name)
+        entry = record.finished(scene)
         if entry is None:
             begun = time.perf_counter()
             try:
                 result = task.evaluate(scene.open())
-            except Da3gsError as error:
-                failed[scene.name] = str(error)
-                logger.warning("%s: %s", scene.name, error)
+            except (Da3gsError, torch.OutOfMemoryError) as error:
+                failed[scene.name] = str(error).splitlines()[0]
+                logger.warning("%s: %s", scene.name, failed[scene.name])
                 continue
             entry = {
                 "numbers": result.numbers,
                 "facts": result.facts,
                 "seconds": round(time.perf_counter() - begun, 2),
             }
-            record.keep(scene.name, entry, result)
+            record.keep(scene, entry, result)
         done[scene.name] = entry
     if not done:
         name, reason = next(iter(failed.items()))
         raise InputError(f"none of the {len(failed)} scenes could be evaluated; {name}: {reason}")
     evaluation = Evaluation(
         task=task.name,
-        protocol=task.protocol(),
+        protocol=task.protocol() | {"scenes": sorted(scene.name for scene in chosen)},
         method=task.method(),
         software=_software(),
         scenes=done,
@@ -224,20 +228,15 @@ def identity(facts: Mapping[str, Any]) -> str:
 class _Record:
     """The folder of an evaluation, or none."""
 
-    def __init__(self, task: Task, folder: Path | None, names: Sequence[str]):
+    def __init__(self, task: Task, folder: Path | None):
         self._folder = None if folder is None else folder.expanduser()
-        self._stems = dict(zip(names, file_stems(names), strict=True))
         self._identity = {"protocol": identity(task.protocol()), "method": identity(task.method())}
-        if self._folder is None:
-            return
-        _check_folder(self._folder)
-        kept = sum(self.finished(name) is not None for name in names)
-        if kept:
-            logger.info("%d of %d scenes are done already", kept, len(names))
+        if self._folder is not None:
+            _check_folder(self._folder)
 
-    def finished(self, name: str) -> dict[str, Any] | None:
-        """The entry of a scene that is done."""
-        if self._folder is None or not (path := self._scene_file(name)).is_file():
+    def finished(self, scene: SceneOnDemand) -> dict[str, Any] | None:
+        """The entry of a scene that is done: the same scene, by this version."""
+        if self._folder is None or not (path := self._file(SCENES, scene, ".json")).is_file():
             return None
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
@@ -247,27 +246,39 @@ class _Record:
             raise InputError(
                 f"{self._folder} holds an evaluation of another protocol or method ({path.name}); choose another folder"
             )
+        if stored.pop("made_from", None) != _origin(scene):
+            logger.info("%s has changed, or da3gs has; it is evaluated again", scene.name)
+            return None
         return stored
 
-    def keep(self, name: str, entry: Mapping[str, Any], result: SceneResult) -> None:
+    def keep(self, scene: SceneOnDemand, entry: Mapping[str, Any], result: SceneResult) -> None:
         if self._folder is None:
             return
         for part in (self._folder, self._folder / SCENES, self._folder / PICTURES):
             part.mkdir(exist_ok=True)
-        picture = self._folder / PICTURES / f"{self._stems[name]}.png"
+        picture = self._file(PICTURES, scene, ".png")
         if result.picture is not None:
             write_picture(picture, result.picture)
         elif result.rows:
             write_contact_sheet(picture, result.rows)
-        _write_json(self._scene_file(name), {"made_by": self._identity, **entry})
+        _write_json(
+            self._file(SCENES, scene, ".json"), {"made_by": self._identity, "made_from": _origin(scene), **entry}
+        )
 
     def close(self, evaluation: Evaluation) -> None:
         if self._folder is not None:
             _write_json(self._folder / RESULT, evaluation.to_dict())
 
-    def _scene_file(self, name: str) -> Path:
+    def _file(self, part: str, scene: SceneOnDemand, suffix: str) -> Path:
         assert self._folder is not None
-        return self._folder / SCENES / f"{self._stems[name]}.json"
+        stem = re.sub(r"[^\w.-]+", "_", scene.name).strip(".")
+        if stem != scene.name:  # two names may look alike now
+            stem += f"_{identity({'name': scene.name})[:6]}"
+        return self._folder / part / f"{stem}{suffix}"
+
+
+def _origin(scene: SceneOnDemand) -> dict[str, str]:
+    return {"name": scene.name, "source": scene.source, "da3gs": __version__}
 
 
 def _check_folder(folder: Path) -> None:
@@ -276,6 +287,8 @@ def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         if not folder.resolve().parent.is_dir():
             raise InputError(f"cannot write {folder}: folder {folder.resolve().parent} does not exist; create it first")
+        folder.mkdir()  # whether that is possible is asked now, and not after the first scene
+        folder.rmdir()
         return
     foreign = sorted({item.name for item in folder.iterdir()} - {RESULT, SCENES, PICTURES})
     if foreign:

@@ -33,6 +33,11 @@ _PROCEDURAL_FRAMES = 12
 _PROCEDURAL_COVISIBILITY = 0.6
 _PROCEDURAL_DIFFICULTY = 0.3
 _HOLD_OUT = 4
+_TRANSFORMS = ("transforms.json", "transforms_train.json")
+_PROCEDURAL_SOURCE = (
+    f"seed {_PROCEDURAL_SEED}, {_PROCEDURAL_FRAMES} frames of {_PROCEDURAL_SIZE[0]}x{_PROCEDURAL_SIZE[1]} px, "
+    f"covisibility {_PROCEDURAL_COVISIBILITY}, difficulty {_PROCEDURAL_DIFFICULTY}"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +116,7 @@ class EvaluationScene:
         for frame in frames:
             image = self.picture(frame)
             covering = Covering.of((image.shape[1], image.shape[0]), size)
-            images.append(covering.picture(image))
+            images.append(covering.picture(image, "lanczos"))
             cameras.append(covering.cameras(self.cameras[frame]))
             if depth and self.depth is not None:
                 maps.append(torch.from_numpy(covering.nearest(self.depth(frame))))
@@ -127,9 +132,15 @@ class EvaluationScene:
 
 @dataclass(frozen=True, eq=False)
 class SceneOnDemand:
-    """A scene by name, opened when its turn comes."""
+    """A scene by name, opened when its turn comes.
+
+    Attributes:
+        name: Unique among the scenes of an evaluation.
+        source: What it is made of: results of another source are not taken for its own.
+    """
 
     name: str
+    source: str
     open: Callable[[], EvaluationScene] = field(repr=False)
 
 
@@ -164,49 +175,56 @@ def _scenes_of(source: str) -> list[SceneOnDemand]:
         count = int(procedural[1] or 4)
         if count < 1:
             raise InputError(f"'{source}': at least one procedural scene is needed, as in {PROCEDURAL}:4")
-        return [SceneOnDemand(f"{PROCEDURAL}_{index:02d}", _procedural(index)) for index in range(count)]
+        return [
+            SceneOnDemand(f"{PROCEDURAL}_{index:02d}", _PROCEDURAL_SOURCE, _procedural(index)) for index in range(count)
+        ]
     path = Path(source).expanduser()
     if not path.exists():
         raise InputError(
             f"{path} does not exist; give a data set with cameras, a folder of data sets, or {PROCEDURAL}:4"
         )
-    found = _data_set(path)
+    name = path.resolve().parent.name if path.is_file() else path.resolve().name
+    found = _data_set(path, name)
     if found is not None:
-        return [SceneOnDemand(_name(path), found)]
+        return [found]
     if path.is_dir() and is_chunk_folder(path):
-        return [SceneOnDemand(key, _chunked(chunk, key)) for key, chunk in chunk_index(path).items()]
+        return [SceneOnDemand(key, _state(chunk), _chunked(chunk, key)) for key, chunk in chunk_index(path).items()]
     children = sorted(child for child in path.iterdir() if child.is_dir()) if path.is_dir() else []
-    inside = [(child, opener) for child in children if (opener := _data_set(child)) is not None]
+    inside = [scene for child in children if (scene := _data_set(child, child.name)) is not None]
     if not inside:
         raise InputError(
             f"{path} holds no scene with cameras (transforms.json or a COLMAP model), nor do the folders in it"
         )
-    return [SceneOnDemand(child.name, opener) for child, opener in inside]
+    return inside
 
 
-def _data_set(path: Path) -> Callable[[], EvaluationScene] | None:
+def _data_set(path: Path, name: str) -> SceneOnDemand | None:
     if path.is_file():
-        file = path if path.suffix.lower() == ".json" else None
-    else:
-        places = (path, path / "nerfstudio")
-        names = ("transforms.json", "transforms_train.json")
-        file = next((place / name for place in places for name in names if (place / name).is_file()), None)
-    if file is not None:
-        return lambda: _photographed(_name(path), read_transforms_json(file), file.parent)
-    if path.is_dir() and find_colmap_model(path) is not None:
-        return lambda: _photographed(_name(path), read_colmap(path).images, path)
+        if path.suffix.lower() != ".json":
+            return None
+        return SceneOnDemand(name, _state(path), lambda: _photographed(name, read_transforms_json(path), path.parent))
+    places = ((folder, file) for folder in (path, path / "nerfstudio") for file in _TRANSFORMS)
+    found = next((place for place in places if place[0].joinpath(place[1]).is_file()), None)
+    if found is not None:
+        folder, file = found  # the folder is read: Blender's splits are files of their own
+        return SceneOnDemand(
+            name, _state(folder / file), lambda: _photographed(name, read_transforms_json(folder), folder)
+        )
+    model = find_colmap_model(path) if path.is_dir() else None
+    if model is not None:
+        return SceneOnDemand(name, _state(model), lambda: _photographed(name, read_colmap(path).images, path))
     return None
 
 
-def _name(path: Path) -> str:
-    path = path.resolve()
-    return path.parent.name if path.is_file() else path.name
+def _state(path: Path) -> str:
+    """A file or folder, and when it last changed."""
+    return f"{path.resolve()} {path.stat().st_mtime_ns}"
 
 
 def _photographed(name: str, data: PosedImages, folder: Path) -> EvaluationScene:
     if data.cameras.cam_from_world is None:
         raise InputError(f"scene {name} has cameras without poses; an evaluation needs the true ones")
-    measured = all(path is not None for path in data.depth_paths)
+    measured = any(path is not None for path in data.depth_paths)  # a frame without is named when its turn comes
     return EvaluationScene(
         name=name,
         frames=data.names,

@@ -57,6 +57,8 @@ def check_depth_folder(folder: str | os.PathLike) -> None:
         raise InputError(
             f"folder {folder} holds other files ({what}), which depth would replace; choose a new or empty folder"
         )
+    if folder.resolve() == Path.cwd():
+        raise InputError("the current folder cannot be replaced by depth; name another one, such as depth/")
 
 
 def save_depth(
@@ -84,6 +86,7 @@ def save_depth(
     stems = file_stems([str(name) for name in maps.report["views"]])
     # One scale: one unit and one range of colours. Else each map has its own.
     shared = torch.cat([maps.small(index).flatten() for index in range(len(maps))]) if maps.comparable else None
+    common = None if shared is None else (depth_unit(float(shared.max())), depth_limits(shared))
     shown = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _PREVIEW_VIEWS)).round().astype(int)).tolist()
     rows: tuple[list, list] = ([], [])
     files: list[dict[str, Any]] = []
@@ -94,8 +97,7 @@ def save_depth(
         if maps.fits is not None:
             (temporary / IMAGES).mkdir()
         for index, one in enumerate(tracked(maps, "Writing depth", shown=progress, total=len(maps))):
-            of_range = one.depth if shared is None else shared
-            unit, limits = depth_unit(float(of_range.max())), depth_limits(of_range)
+            unit, limits = common or (depth_unit(float(one.depth.max())), depth_limits(one.depth))
             write_depth_files(
                 temporary / DEPTH, stems[index], one.depth, one.confidence, one.sky, unit=unit, limits=limits
             )
@@ -123,20 +125,19 @@ def save_depth(
             clouds.write(temporary / POINTS, maps.unit)
         write_contact_sheet(temporary / PREVIEW, [("picture", rows[0]), ("depth", rows[1])], tile_height_px=260)
         if clip_fps is not None:
-            frames = _clip(maps, shared)
+            frames = _clip(maps, None if common is None else common[1])
             write_video(temporary / CLIP, frames, fps=clip_fps, total=len(maps), progress=progress)
         report = dict(maps.report) | {"maps": files}
         (temporary / REPORT).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def _clip(maps: "DepthMaps", shared: torch.Tensor | None):
+def _clip(maps: "DepthMaps", limits: tuple[float, float] | None):
     """Pictures beside their depth, at one size."""
     import cv2
 
     size: tuple[int, int] | None = None
     for one in maps:
-        limits = depth_limits(one.depth if shared is None else shared)
-        frame = np.concatenate([one.picture, colorize_depth(one.depth, limits)], 1)
+        frame = np.concatenate([one.picture, colorize_depth(one.depth, limits or depth_limits(one.depth))], 1)
         size = size or (frame.shape[1], frame.shape[0])
         yield frame if size == (frame.shape[1], frame.shape[0]) else cv2.resize(frame, size)
 

@@ -222,6 +222,7 @@ def ransac_scale_shift(
     target: Float[Tensor, " N"],
     *,
     threshold: float | None = None,
+    relative: bool = False,
     iterations: int = 100,
     seed: int = 0,
 ) -> DepthAlignment:
@@ -233,14 +234,20 @@ def ransac_scale_shift(
         source, target: Matched samples.
         threshold: Inlier distance in target units; None takes the median absolute deviation of the target from its
             median (the choice of RANSACRegressor).
+        relative: The distance is a share of the (positive) target instead, and the refit weighs errors so; the
+            threshold must be given. Where one surface fills most of a picture the deviation is mere noise, and a
+            constant would win otherwise.
         iterations: Pairs drawn.
         seed: Of the sampling.
     """
     source, target = _samples(source, target)
     if len(source) < 3:
         return align_scale_shift(source, target)
+    if relative and (threshold is None or not (target > 0).all()):
+        raise InputError("relative distances need a threshold and targets > 0")
     if threshold is None:
         threshold = _median((target - _median(target)).abs())
+    unit = target if relative else torch.ones_like(target)
     generator = np.random.default_rng(seed)
     subset = torch.from_numpy(generator.permutation(len(source))[:10_000])
     xs, ys = source[subset], target[subset]
@@ -251,14 +258,14 @@ def ransac_scale_shift(
         return align_scale_shift(source, target)
     scales = rise[usable] / run[usable]
     shifts = ys[pairs[usable, 0]] - scales * xs[pairs[usable, 0]]
-    errors = (scales[:, None] * xs + shifts[:, None] - ys).abs()
+    errors = (scales[:, None] * xs + shifts[:, None] - ys).abs() / unit[subset]
     counts = (errors <= threshold).sum(1)
     totals = errors.clamp(max=threshold).sum(1)
     best = max(range(len(scales)), key=lambda i: (int(counts[i]), -float(totals[i])))
-    inliers = (scales[best] * source + shifts[best] - target).abs() <= threshold
+    inliers = (scales[best] * source + shifts[best] - target).abs() <= threshold * unit
     if int(inliers.sum()) < 2:
         return align_scale_shift(source, target)
-    refit = align_scale_shift(source[inliers], target[inliers])
+    refit = align_scale_shift(source[inliers], target[inliers], 1 / unit[inliers].square())
     fit = _depth_alignment(source, target, refit.scale, refit.shift, inliers)
     return DepthAlignment(fit.scale, fit.shift, fit.residuals, inliers, refit.unobservable)
 

@@ -19,6 +19,13 @@ from da3gs.pipeline.sources import Source, depth_on
 
 _FEWEST = 32
 _MOST = 100_000
+# Measurements within this share of their depth agree with a map.
+_AGREE = 0.05
+_ITERATIONS = 300
+# Errors beyond this share count as much as any error can, when a map is compared with a constant ...
+_WRONG = 0.25
+# ... which it must beat by this factor, unless it is as good as this: what it says is worth nothing otherwise.
+_BETTER, _GOOD = 0.5, 0.02
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,9 @@ class DepthFit:
     Attributes:
         scale, shift: In the unit of what was measured.
         samples: Measurements it was fitted to.
-        inliers: Share of them that agree (RANSAC).
-        error: Median |error| / measured of these.
+        inliers: Share of them within 5 % of their depth.
+        error: Mean |error| / measured over all of them, each at most 25 %.
+        constant: The same of one depth for the whole picture, for comparison.
     """
 
     scale: float
@@ -37,6 +45,7 @@ class DepthFit:
     samples: int
     inliers: float
     error: float
+    constant: float
 
     def apply(self, depth: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
         """Aligned depth; 0 where there was none or where it would not be positive."""
@@ -46,7 +55,8 @@ class DepthFit:
 def fit_to_measured(prediction: ScenePrediction, place: int, source: Source, view: int, seed: int) -> DepthFit | None:
     """Fit one map to the measured depth of its picture, or to the sparse points it sees; sky is left out.
 
-    None where there is too little to fit to, or where depth would be turned over.
+    None where there is too little to fit to, where depth would be turned over, and where the aligned map is hardly
+    better than a constant.
 
     Args:
         prediction: At its processed size.
@@ -79,8 +89,19 @@ def fit_to_measured(prediction: ScenePrediction, place: int, source: Source, vie
         return None
     step = max(1, len(true) // _MOST)
     predicted, true = predicted[::step].double(), true[::step].double()
-    found = ransac_scale_shift(predicted, true, seed=seed)
+    found = ransac_scale_shift(predicted, true, threshold=_AGREE, relative=True, iterations=_ITERATIONS, seed=seed)
     if found.scale <= 0 or found.unobservable:
         return None
-    error = (found.residuals[found.inliers] / true[found.inliers]).median()
-    return DepthFit(found.scale, found.shift, len(true), float(found.inliers.double().mean()), float(error))
+    fit = DepthFit(
+        scale=found.scale,
+        shift=found.shift,
+        samples=len(true),
+        inliers=float((found.residuals <= _AGREE * true).double().mean()),
+        error=_mean_error(found.residuals, true),
+        constant=_mean_error((true - true.median()).abs(), true),
+    )
+    return fit if fit.error <= max(_GOOD, _BETTER * fit.constant) else None
+
+
+def _mean_error(residuals: Tensor, true: Tensor) -> float:
+    return float((residuals / true).clamp(max=_WRONG).mean())

@@ -4,7 +4,7 @@ Letters: H W pixels.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from da3gs.errors import InputError
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import tracked, uint8_from_tensor
+from da3gs.images import Views, tracked, uint8_from_tensor
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.depth_heads import SKY_THRESHOLD
 from da3gs.model.scene_prediction import ScenePrediction
@@ -78,6 +78,39 @@ class DepthMap:
 
 
 @dataclass(frozen=True, eq=False)
+class _Part:
+    """What is kept of the prediction of one picture, on the CPU.
+
+    Attributes:
+        depth, confidence, sky: [1, H, W] at the size the network saw.
+        camera: [1] at that size, or None.
+        views: The record of resizing and cropping; its image has no memory.
+        picture: As the network saw it, where it is asked for.
+    """
+
+    depth: Float[Tensor, "1 H W"]
+    confidence: Float[Tensor, "1 H W"] | None
+    sky: Bool[Tensor, "1 H W"] | None
+    camera: Cameras | None
+    views: Views
+    picture: UInt8[np.ndarray, "H W 3"] | None
+
+    @staticmethod
+    def of(prediction: ScenePrediction, view: int, *, picture: bool) -> "_Part":
+        views = prediction.views[view]
+        maps: dict[str, Any] = {"depth": prediction.depth, "confidence": prediction.confidence, "sky": prediction.sky}
+        found = {name: None if values is None else values[view : view + 1].cpu() for name, values in maps.items()}
+        return _Part(
+            depth=found["depth"].clone(),
+            confidence=None if found["confidence"] is None else found["confidence"].clone(),
+            sky=None if found["sky"] is None else found["sky"] >= SKY_THRESHOLD,
+            camera=None if prediction.cameras is None else prediction.cameras[view].to("cpu"),
+            views=replace(views, images=views.images.to("meta"), cameras=None),
+            picture=uint8_from_tensor(views.images[0]) if picture else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class DepthMaps:
     """Depth of V pictures; the maps are brought to their size one at a time, when they are asked for.
 
@@ -91,7 +124,7 @@ class DepthMaps:
     together: bool
     unit: str
     report: dict[str, Any]
-    _parts: list[tuple[ScenePrediction, int]]
+    _parts: list[_Part]
     _source: Source
     _original_size: bool
     fits: tuple[DepthFit, ...] | None = None
@@ -109,37 +142,29 @@ class DepthMaps:
         """Whether every map has a camera with a pose, all in one frame."""
         if self.fits is not None:
             return self._source.posed
-        cameras = [prediction.cameras for prediction, _ in self._parts]
+        cameras = [part.camera for part in self._parts]
         return self.together and all(camera is not None and camera.cam_from_world is not None for camera in cameras)
 
     def small(self, index: int) -> Float[Tensor, "H W"]:
         """A depth map at the size the network saw."""
-        prediction, view = self._parts[index]
-        depth = prediction.depth[view]
-        assert isinstance(depth, Tensor)
-        return self._aligned(index, depth.cpu())
+        return self._aligned(index, self._parts[index].depth[0])
 
     def __getitem__(self, index: int) -> DepthMap:
-        prediction, view = self._parts[index]
-        views = prediction.views[view]
-        camera = None if prediction.cameras is None else prediction.cameras[view].to("cpu")
+        part = self._parts[index]
+        camera = part.camera
         if self.fits is not None and self._source.cameras is not None:
-            camera = views.cameras_to_processed(self._source.cameras[[index]])
+            camera = part.views.cameras_to_processed(self._source.cameras[[index]])
         elif camera is not None and not self.together:
             camera = camera.without_poses()  # each stands at the origin of its own frame
-        maps: dict[str, Any] = {"depth": prediction.depth, "confidence": prediction.confidence, "sky": prediction.sky}
-        found = {name: None if values is None else values[view : view + 1].cpu() for name, values in maps.items()}
-        sky = found["sky"]
-        found["sky"] = None if sky is None else sky >= SKY_THRESHOLD
+        found: dict[str, Any] = {"depth": part.depth, "confidence": part.confidence, "sky": part.sky}
         if self._original_size:
             picture = self._source.picture(index)
-            found = {name: None if values is None else views.undo_map(values) for name, values in found.items()}
-            camera = None if camera is None else views.undo_cameras(camera)
+            found = {name: None if values is None else part.views.undo_map(values) for name, values in found.items()}
+            camera = None if camera is None else part.views.undo_cameras(camera)
         else:
-            picture = uint8_from_tensor(views.images[0])
-        depth = found["depth"]
-        assert depth is not None
-        depth = self._aligned(index, depth)
+            assert part.picture is not None
+            picture = part.picture
+        depth = self._aligned(index, found["depth"])
         if self.fits is not None and found["sky"] is not None:
             depth = torch.where(found["sky"], 0.0, depth)  # nothing was measured there
         return DepthMap(
@@ -183,6 +208,10 @@ def predict_depth(
     config = config or DepthConfig()
     stages = stages or Stages()
     report = Report(str(model) if isinstance(model, str | Path) else model.config.name)
+    if config.align and source.depth is None and (source.points is None or source.cameras is None):
+        raise InputError(
+            "aligned depth needs something measured: a transforms.json with depth files, or a COLMAP project's points"
+        )
     with stages("loading the model"):
         loaded = model if isinstance(model, DA3Model) else load_model(model, device=config.device)
     report.content["model"] = model_facts(loaded, model)
@@ -190,17 +219,16 @@ def predict_depth(
     together = relates if config.together is None else config.together
     if together and not relates and len(source) > 1:
         raise InputError(f"{loaded.config.name} looks at single views; leave --together out, or take da3-base")
-    if config.align and source.depth is None and (source.points is None or source.cameras is None):
-        raise InputError(
-            "aligned depth needs something measured: a transforms.json with depth files, or a COLMAP project's points"
-        )
     if config.max_views is not None:
         source = thinned(source, config.max_views)
     planned = ReconstructConfig(size_px=config.size_px, when_memory_tight=config.when_memory_tight)
     fitting, size_px = fitted(source if together else source[[0]], loaded, planned, None, report)
     source = fitting if together else source
     groups = [list(range(len(source)))] if together else [[view] for view in range(len(source))]
-    parts: list[tuple[ScenePrediction, int]] = []
+    parts: list[_Part] = []
+    fits: list[DepthFit | None] = []
+    unit = "arbitrary"
+    notes: tuple[str, ...] = ()
     with stages("running the network"):
         for group in tracked(groups, "Predicting depth", shown=progress and len(groups) > 1):
             cameras = None if source.cameras is None else source.cameras[group]
@@ -212,34 +240,41 @@ def predict_depth(
                 gaussians=False,
                 seed=config.seed,
             )
-            parts += [(prediction, place) for place in range(len(group))]
-    fits = None
+            for place, view in enumerate(group):
+                if config.align:
+                    fits.append(fit_to_measured(prediction, place, source, view, config.seed))
+                parts.append(_Part.of(prediction, place, picture=not config.original_size))
+            unit, notes = prediction.unit, prediction.notes
+    aligned = None
     if config.align:
-        with stages("aligning depth"):
-            source, parts, fits = _aligned_parts(source, parts, config.seed, report)
-    unit = parts[0][0].unit if fits is None else "given"
-    for note in parts[0][0].notes:
-        report.warn(note, logged=True)
+        source, parts, aligned = _aligned_parts(source, parts, fits, report)
+        unit = "given"
+    else:
+        for note in notes:
+            report.warn(note, logged=True)
     report.content |= {
         "together": together,
         "unit": unit,
         "views": list(source.names),
-        "network_size": list(parts[0][0].views.size),
+        "network_size": list(parts[0].views.size),
         "input": source.facts or {"views": len(source)},
     }
-    return DepthMaps(together, unit, report.content, parts, source, config.original_size, fits)
+    return DepthMaps(together, unit, report.content, parts, source, config.original_size, aligned)
 
 
-def _aligned_parts(source: Source, parts: list[tuple[ScenePrediction, int]], seed: int, report: Report):
+def _aligned_parts(
+    source: Source, parts: list[_Part], fits: list[DepthFit | None], report: Report
+) -> tuple[Source, list[_Part], tuple[DepthFit, ...]]:
     """The pictures whose depth could be aligned, their maps, and how."""
-    found = [fit_to_measured(*part, source, view, seed) for view, part in enumerate(parts)]
-    keep = [view for view, fit in enumerate(found) if fit is not None]
+    keep = [view for view, fit in enumerate(fits) if fit is not None]
     if not keep:
-        raise InputError("no map could be aligned: too little was measured in every picture, or it fits none of them")
-    left_out = [source.names[view] for view in range(len(found)) if view not in keep]
+        raise InputError(
+            "no map could be aligned: too little was measured, or predicted depth says hardly more than a constant"
+        )
+    left_out = [source.names[view] for view in range(len(fits)) if view not in keep]
     if left_out:
         report.warn(
             f"left out, since their depth could not be aligned: {', '.join(left_out[:8])}"
             f"{' ...' if len(left_out) > 8 else ''}"
         )
-    return source[keep], [parts[view] for view in keep], tuple(fit for fit in found if fit is not None)
+    return source[keep], [parts[view] for view in keep], tuple(fit for fit in fits if fit is not None)

@@ -210,10 +210,10 @@ class _Run:
                     pictures = self.task.images_per_step * config.optim.accumulate
                     self.reporter.step(self.step, facts, pictures, time.perf_counter() - begun)
                 ends = self.step == last
+                if ends or self.step % config.checkpoint_every == 0:
+                    self._checkpoint()  # first: an evaluation that fails loses nothing
                 if ends or self.step % config.evaluate_every == 0:
                     metrics = self._evaluate()
-                if ends or self.step % config.checkpoint_every == 0:
-                    self._checkpoint()
         finally:
             if self.reporter is not None:
                 self.reporter.close()
@@ -232,7 +232,10 @@ class _Run:
             optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
         for micro in range(config.accumulate):
-            batch = _on_device(next(batches), accelerator.device)
+            batch = next(batches)
+            if isinstance(batch, Da3gsError):
+                raise batch
+            batch = _on_device(batch, accelerator.device)
             synchronise = micro == config.accumulate - 1
             with accelerator.autocast(), _without_sync(accelerator, self.module, synchronise):
                 terms = self.task.loss(self.module, batch)
@@ -321,8 +324,12 @@ class _Batches(torch.utils.data.Dataset):
     def __init__(self, task: Task, rank: int, processes: int):
         self.task, self.rank, self.processes = task, rank, processes
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.task.batch(index, self.rank, self.processes)
+    def __getitem__(self, index: int) -> dict[str, Any] | Da3gsError:
+        """A batch, or what is wrong with it: raised in a worker process, it would come with that one's traceback."""
+        try:
+            return self.task.batch(index, self.rank, self.processes)
+        except Da3gsError as error:
+            return error
 
 
 def _on_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -208,6 +208,9 @@ class Student:
         geometry = PatchGeometry(backbone.width, crossing) if config.matching.geometry > 0 else None
         self.module = StudentModule(network, matching, geometry, low_precision_heads=config.low_precision_heads)
         self.source = config.data.open()
+        self._frames = self._frame_counts()
+        if config.evaluation_scenes:
+            config.evaluation_data.open()  # what is wrong with it is said now, not after hours
         self.images_per_step = config.images_per_batch
 
     # ---------------------------------------------------------------- data
@@ -217,13 +220,12 @@ class Student:
         config = self.config
         rng = random.Random(f"{self.seed} student {index}")
         single = rng.random() < config.single_view
-        most = config.images_per_batch
-        if isinstance(config.data, SyntheticData):
-            most = min(most, config.data.views)
+        most = min(config.images_per_batch, max(self._frames.values()))
         views = views_of_batch(rng, config.views, most, single=single)
         size = rng.choice(self.source.sizes)
         posed = views > 1 and rng.random() < config.known_poses
-        scenes = pick_scenes(rng, self.source.indices(size), max(1, config.images_per_batch // views), processes)
+        long_enough = [scene for scene in self.source.indices(size) if self._frames[scene] >= views]
+        scenes = pick_scenes(rng, long_enough, max(1, config.images_per_batch // views), processes)
         samples = []
         for place, scene in list(enumerate(scenes))[rank::processes]:
             own = random.Random(f"{self.seed} student {index} {place}")
@@ -236,14 +238,26 @@ class Student:
         share = torch.tensor(share_of(len(samples), len(scenes), processes))
         return student_batch(samples, posed=posed) | {"share": share}
 
+    def _frame_counts(self) -> dict[int, int]:
+        """Frames of every scene; scenes of fewer than the fewest views are never drawn."""
+        scenes = {scene for size in self.source.sizes for scene in self.source.indices(size)}
+        counts = {scene: self.source.frame_count(scene) for scene in sorted(scenes)}
+        short = [scene for scene, frames in counts.items() if frames < self.config.views[0]]
+        if len(short) == len(counts):
+            raise InputError(f"a sample needs {self.config.views[0]} views; no scene has so many frames")
+        if short:
+            logger.warning(
+                "%d of %d scenes have fewer than %d frames and are not used",
+                len(short),
+                len(counts),
+                self.config.views[0],
+            )
+        return counts
+
     def _drawn(self, scene: int, views: int, rng: random.Random) -> TrainingSample:
         """Views of a scene in random order: the first is the reference."""
         if self.source.ordered:
-            frames = self.source.frame_count(scene)
-            try:
-                chosen = neighbouring_frames(rng, frames, views, self.config.frame_gap)
-            except InputError as error:
-                raise InputError(f"{self.source.paths[scene]}: {error}; leave the scene out") from error
+            chosen = neighbouring_frames(rng, self._frames[scene], views, self.config.frame_gap)
             return self.source.load(scene, chosen)
         sample = self.source.load(scene)
         near = rng.random() < self.config.near_views

@@ -129,6 +129,8 @@ class Teacher:
             raise InputError(f"a teacher is a single-view network such as da3mono-tiny; {config.model} relates views")
         self.module = TeacherModule(network)
         self.source = config.data.open()
+        if config.evaluation_scenes:
+            config.evaluation_data.open()  # what is wrong with it is said now, not after hours
         self.images_per_step = config.images_per_batch
 
     # ---------------------------------------------------------------- data

@@ -74,6 +74,16 @@ class TransformsSource:
                 f"no {purpose} scene with a transforms.json under {config.folder} ({len(paths)} found in all); set the "
                 "folder of the data, or its holdout to 0"
             )
+        if config.depth:
+            self._check_depth()
+
+    def _check_depth(self) -> None:
+        without = [path for path in self.paths if not all("depth_file_path" in frame for frame in _frames(path))]
+        if without:
+            raise InputError(
+                f"{len(without)} of {len(self.paths)} scenes have frames without depth_file_path: {without[0]}; "
+                "leave them out, or label them (da3gs depth --align)"
+            )
 
     @property
     def scenes(self) -> int:
@@ -84,10 +94,7 @@ class TransformsSource:
 
     def frame_count(self, index: int) -> int:
         """Frames of a scene, without opening pictures."""
-        try:
-            return len(json.loads(self.paths[index].read_text())["frames"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{self.paths[index]} is no transforms.json ({error})") from error
+        return len(_frames(self.paths[index]))
 
     def load(self, index: int, frames: list[int] | None = None) -> TrainingSample:
         """The given frames of a scene (all by default) at the configured size: scaled to cover it, then cropped about
@@ -108,6 +115,16 @@ class TransformsSource:
         if self.config.max_depth is not None:
             depth = torch.where(depth <= self.config.max_depth, depth, 0.0)
         return TrainingSample(torch.stack(images), depth, Cameras.cat(cameras).to(torch.float32))
+
+
+def _frames(path: Path) -> list[dict]:
+    try:
+        frames = json.loads(path.read_text())["frames"]
+        if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
+            raise TypeError("frames must be a list of objects")
+    except (ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{path} is no transforms.json ({error})") from error
+    return frames
 
 
 @lru_cache(maxsize=_OPEN_SCENES)

@@ -88,6 +88,29 @@ def test_scenes_of_folders(tmp_path):
         find_scenes([tmp_path / "absent"])
 
 
+def test_splits_in_files_of_their_own_are_read_together(tmp_path):
+    write_scene(tmp_path / "lego", frames=4)
+    content = json.loads((tmp_path / "lego/transforms.json").read_text())
+    for split, frames in (("train", content["frames"][:3]), ("test", content["frames"][3:])):
+        (tmp_path / f"lego/transforms_{split}.json").write_text(json.dumps(content | {"frames": frames}))
+    (tmp_path / "lego/transforms.json").unlink()
+    scene = find_scenes([tmp_path / "lego"])[0].open()
+    context, targets = HeldOut().choose(scene)
+    assert [scene.frames[frame] for frame in targets] == ["images/3.png"] and len(context) == 3
+
+
+def test_a_linked_scene_has_the_name_of_its_link(tmp_path, caplog):
+    write_scene(tmp_path / "real")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all/room1").symlink_to(tmp_path / "real")
+    (found,) = find_scenes([tmp_path / "all"])
+    index = FrameIndex("index.json", "0" * 64, {"room1": ((0, 2), (1,)), "room2": ((0,), (1,)), "room3": None})
+    assert found.name == found.open().name == "room1"
+    assert HeldOut(index).choose(found.open()) == ([0, 2], [1])
+    HeldOut(index).check(["room1"])
+    assert "1 scenes of index.json are not here, such as room2" in caplog.text
+
+
 def test_procedural_scenes_are_the_same_every_time():
     first, second = find_scenes(["procedural:2"])
     assert (first.name, second.name) == ("procedural_00", "procedural_01")

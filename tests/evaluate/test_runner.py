@@ -39,8 +39,8 @@ class Counting:
         return SceneResult(dict(answer), {"frames": 3}, rows=[("black", [np.zeros((8, 8, 3), np.uint8)])])
 
 
-def scenes(*names):
-    return [SceneOnDemand(name, lambda name=name: room(2, name=name)) for name in names]
+def scenes(*names, source="files"):
+    return [SceneOnDemand(name, source, lambda name=name: room(2, name=name)) for name in names]
 
 
 def test_means_leave_out_what_does_not_exist_and_failures_are_named(caplog):
@@ -55,7 +55,7 @@ def test_means_leave_out_what_does_not_exist_and_failures_are_named(caplog):
         ["scene", "score", "part"],
         ["a", "1.00", "-"],
         ["b", "4.00", "50%"],
-        ["mean", "of", "2", "2.50", "50%"],
+        ["mean", "of", "2", "of", "3", "2.50", "50%"],
     ]
 
 
@@ -78,8 +78,35 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
     assert task.calls == ["b", "c"] and found.mean == {"score": 3.0}
     stored = json.loads((tmp_path / "out/evaluation.json").read_text())
     assert stored["mean"] == {"score": 3.0} and list(stored["scenes"]) == ["a", "b", "c"]
-    assert stored["protocol_id"] == identity({"task": "counting"})
+    assert stored["protocol"] == {"task": "counting", "scenes": ["a", "b", "c"]}
+    assert stored["protocol_id"] == identity(stored["protocol"])
     assert sorted(path.name for path in (tmp_path / "out/pictures").iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_scenes_are_not_taken_for_each_other(tmp_path):
+    answers = {"k.v1": {"score": 1.0}, "k.v2": {"score": 2.0}, "k v": {"score": 3.0}, "k_v": {"score": 4.0}}
+    first = run_evaluation(Counting(answers), scenes("k.v1", "k v"), tmp_path / "out")
+    task = Counting(answers)
+    second = run_evaluation(task, scenes("k_v", "k.v2", "k v", "k.v1"), tmp_path / "out")
+    assert task.calls == ["k_v", "k.v2"] and first.mean == {"score": 2.0}
+    assert {name: entry["numbers"]["score"] for name, entry in second.scenes.items()} == {
+        "k_v": 4.0,
+        "k.v2": 2.0,
+        "k v": 3.0,
+        "k.v1": 1.0,
+    }
+    assert first.to_dict()["protocol_id"] != second.to_dict()["protocol_id"]  # means over other scenes
+
+
+def test_a_scene_that_changed_is_evaluated_again(tmp_path, monkeypatch):
+    answers = {"a": {"score": 1.0}}
+    run_evaluation(Counting(answers), scenes("a"), tmp_path / "out")
+    task = Counting({"a": {"score": 2.0}})
+    assert run_evaluation(task, scenes("a"), tmp_path / "out").mean == {"score": 1.0} and task.calls == []
+    assert run_evaluation(task, scenes("a", source="other files"), tmp_path / "out").mean == {"score": 2.0}
+    monkeypatch.setattr("da3gs.evaluate.runner.__version__", "99")
+    task = Counting({"a": {"score": 3.0}})
+    assert run_evaluation(task, scenes("a", source="other files"), tmp_path / "out").mean == {"score": 3.0}
 
 
 def test_results_of_another_method_are_not_mixed_or_lost(tmp_path):

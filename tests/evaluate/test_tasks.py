@@ -1,6 +1,7 @@
 """Evaluations of methods whose faults are known."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from da3gs import Gaussians, render
 from da3gs.errors import FormatError, InputError
 from da3gs.evaluate.depth import DepthEstimation
 from da3gs.evaluate.frames import FrameChoice, FrameIndex, HeldOut
-from da3gs.evaluate.method import reconstructed
+from da3gs.evaluate.method import Method, reconstructed
 from da3gs.evaluate.nvs import ViewSynthesis, picture_numbers
 from da3gs.evaluate.pose import PoseEstimation
 from da3gs.evaluate.recon import Reconstruction, seen_where
@@ -160,6 +161,27 @@ def test_splats_of_a_known_room_show_its_other_views():
     found = ViewSynthesis(exact(scene), HeldOut(every=4), WIDTH, poses="predicted").evaluate(scene)
     assert found.numbers["psnr_covered"] == pytest.approx(given.numbers["psnr_covered"], abs=0.3)
     assert found.numbers["auc30"] == 1.0 and found.numbers["views_placed"] == 1.0
+
+
+def test_one_view_without_its_pose_leaves_the_scale_open():
+    scene = room()
+    with pytest.raises(InputError, match="leave the scale open"):
+        ViewSynthesis(exact(scene), HeldOut(context=1), WIDTH, poses="predicted").evaluate(scene)
+
+
+def test_short_memory_is_said_and_nothing_is_lowered(monkeypatch):
+    scene = room()
+    method = exact(scene)
+    method = Method(method.model, replace(method.config, when_memory_tight="refuse"))
+    monkeypatch.setattr("da3gs.pipeline.fitting.free_memory", lambda device: 3_000_000)
+    with pytest.raises(InputError, match=r"7 views at 126 px need about .* but .* are free"):
+        ViewSynthesis(method, HeldOut(), WIDTH).evaluate(scene)
+
+
+def test_pictures_are_not_enlarged_for_the_network():
+    method = exact(room())
+    assert method.config_for((100, 60)).size_px == 98 and method.config_for((500, 300)).size_px == 126
+    assert method.to_dict()["device"] == "cpu" and method.to_dict()["refine_depth"] is False
 
 
 def test_an_index_says_which_frames():

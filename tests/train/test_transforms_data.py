@@ -1,6 +1,7 @@
 """Posed photographs as training data: a real scene, scaled and cropped with its cameras."""
 
 import itertools
+import json
 import random
 from dataclasses import replace
 
@@ -127,7 +128,26 @@ def test_a_student_without_depth_is_one_clear_line(rgbd):
         StudentTask(data=data)
     with pytest.raises(InputError, match=r"frame_gap must be \(fewest, most\)"):
         StudentTask(frame_gap=(0, 2))
-    short = student(rgbd, frame_gap=(1, 1))
-    short = replace(short, views=(9, 9), images_per_batch=9).open(0)
-    with pytest.raises(InputError, match=r"transforms.json: a sample of 9 views needs as many frames; the scene has 8"):
-        short.batch(0, 0, 1)
+    with pytest.raises(InputError, match="a sample needs 9 views; no scene has so many frames"):
+        replace(student(rgbd), views=(9, 9), images_per_batch=9).open(0)
+    (rgbd / "empty").mkdir()
+    with pytest.raises(InputError, match="no training scene"):  # said at once, not at the first evaluation
+        replace(student(rgbd), evaluation_data=TransformsData(folder=rgbd / "empty", depth=True)).open(0)
+
+
+def test_short_scenes_are_drawn_where_they_suffice(rgbd, caplog):
+    path = rgbd / "scene0/transforms.json"
+    content = json.loads(path.read_text())
+    content["frames"] = content["frames"][:4]
+    path.write_text(json.dumps(content))
+    task = replace(student(rgbd), views=(3, 6), images_per_batch=6).open(0)
+    seen = {task.batch(index, 0, 1)["images"].shape[1] for index in range(12)}
+    assert max(seen) > 4 and min(seen) == 3  # long samples come from the long scene
+    content["frames"] = content["frames"][:2]
+    path.write_text(json.dumps(content))
+    replace(student(rgbd), views=(3, 6), images_per_batch=6).open(0).batch(0, 0, 1)
+    assert "1 of 2 scenes have fewer than 3 frames and are not used" in caplog.text
+    content["frames"][0].pop("depth_file_path")
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"1 of 2 scenes have frames without depth_file_path: .*scene0"):
+        student(rgbd).open(0)
