@@ -31,6 +31,7 @@ class ConvertCommand:
 
     Examples:
       da3gs convert scene.ply small.ply --sh-degree 0 --min-opacity 0.05
+      da3gs convert scene.ply scene.spz
       da3gs convert scene.ply viewer.ply --sh-degree 3
       da3gs convert scene.ply y_up.ply --transform 1,0,1,0,0,0,0,0
       da3gs convert scene.ply metric.ply --transform world_from_scene.json
@@ -38,10 +39,11 @@ class ConvertCommand:
     """
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
-    """File of Gaussians to read (.ply), or folder of a nerfstudio run (outputs/<experiment>/da3gs/<time>)."""
+    """File to read (.ply, .compressed.ply, .spz, .splat), or folder of a nerfstudio run
+    (outputs/<experiment>/da3gs/<time>)."""
 
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
-    """File to write (.ply); replaced if it exists."""
+    """File to write (.ply, .compressed.ply, .spz, .splat); replaced if it exists."""
 
     transform: Annotated[str | None, arg(metavar="SIMILARITY")] = None
     """Similarity to move the Gaussians by: scale,qw,qx,qy,qz,tx,ty,tz or a JSON file with a 4x4 matrix."""
@@ -56,7 +58,13 @@ class ConvertCommand:
     """Print one JSON object about the result."""
 
     def run(self) -> int:
-        from da3gs.export.gaussian_files import file_comments, gaussian_format, load_gaussians, save_gaussians
+        from da3gs.export.gaussian_files import (
+            file_comments,
+            gaussian_format,
+            load_gaussians,
+            save_gaussians,
+            suffix_of,
+        )
         from da3gs.export.nerfstudio_run import RUN_COMMENTS, holds_run, load_run
 
         # Everything that can be refused is refused before the input, perhaps large, is read.
@@ -83,6 +91,7 @@ class ConvertCommand:
         kept = header_to_keep(comments, moved=similarity is not None)
         save_gaussians(gaussians, self.output, sh_degree=self.sh_degree, **kept)
         degree = gaussians.sh_degree if self.sh_degree is None else self.sh_degree
+        degree = 0 if suffix_of(self.output) == ".splat" else degree
         size = self.output.stat().st_size
         if self.json:
             print_json(

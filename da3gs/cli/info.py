@@ -26,7 +26,7 @@ class InfoCommand:
     """
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """File of Gaussians (.ply)."""
+    """File of Gaussians (.ply, .compressed.ply, .spz, .splat)."""
 
     json: bool = False
     """Print one JSON object; quantile keys are fractions."""

@@ -34,6 +34,9 @@ class GaussianFormat:
 
 FORMATS: dict[str, GaussianFormat] = {
     ".ply": GaussianFormat("da3gs.export.ply", "read_ply", "write_ply", comments="read_comments"),
+    ".compressed.ply": GaussianFormat("da3gs.export.compact", "read_compressed_ply", "write_compressed_ply"),
+    ".spz": GaussianFormat("da3gs.export.compact", "read_spz", "write_spz", comments="spz_comments"),
+    ".splat": GaussianFormat("da3gs.export.splat", "read_splat", "write_splat"),
 }
 
 # Double suffixes name formats of their own: x.compressed.ply is no 3DGS .ply.

@@ -41,7 +41,7 @@ def keep_budget(
 
 
 def _represented(gaussians: Gaussians, share: Float[Tensor, " N"], count: int) -> Gaussians:
-    order = _morton_codes(gaussians.means).argsort()
+    order = morton_codes(gaussians.means).argsort()
     weight = share[order].double().sqrt()
     total = weight.sum().clamp(min=1e-300)
     stretch = (weight.cumsum(0) / total * count - 1e-9).clamp(0, count - 1).long()
@@ -74,7 +74,7 @@ def _represented(gaussians: Gaussians, share: Float[Tensor, " N"], count: int) -
     )
 
 
-def _morton_codes(points: Float[Tensor, "N 3"]) -> Int64[Tensor, " N"]:
+def morton_codes(points: Float[Tensor, "N 3"]) -> Int64[Tensor, " N"]:
     """Position of every point along a Z-order curve through the box that holds 98 % of them, 2^16 cells a side."""
     sample = points[:: max(1, len(points) // 100_000)]
     low, high = sample.quantile(0.01, 0), sample.quantile(0.99, 0)

@@ -89,6 +89,9 @@ def _gaussians(folder: Path) -> None:
     (folder / "nan.ply").write_bytes(head + b"end_header\n" + values.tobytes())
     none = [tensor[:0] for tensor in _splats(1)]
     save_gaussians(Gaussians(*none), folder / "none.ply")
+    Image.new("RGB", (8, 8)).save(folder / "one.spz", "PNG")
+    (folder / "cut.splat").write_bytes(bytes(50))
+    (folder / "plain.compressed.ply").write_bytes(whole)
 
 
 def _camera_files(folder: Path, cameras: Cameras) -> None:
