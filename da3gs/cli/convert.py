@@ -1,4 +1,4 @@
-"""`da3gs convert`: a Gaussian file in another format, frame, SH degree, or with fewer Gaussians."""
+"""`da3gs convert`: a Gaussian file in another format, frame, SH degree, or with fewer Gaussians; a scene for COLMAP."""
 
 import json
 from dataclasses import dataclass
@@ -25,6 +25,9 @@ class ConvertCommand:
     The folder of a nerfstudio run (methods da3gs and da3gs-splat) can stand for the input; its Gaussians come back to
     the data set's own frame and scale, which ns-export does not do.
 
+    The folder of a scene that da3gs reconstruct wrote can stand for the input too. If the output has no suffix, it
+    becomes a COLMAP project: pictures, cameras, and splats as sparse points, for trainers that start from one.
+
     --transform moves the whole scene by a similarity, x_new = scale * R x + t: eight numbers without spaces
     (scale, unit quaternion wxyz, translation in new units), or a JSON file with the 4x4 matrix [[scale R, t], [0, 1]].
     Shear and mirroring have no exact form in Gaussians with SH and are refused.
@@ -36,14 +39,15 @@ class ConvertCommand:
       da3gs convert scene.ply y_up.ply --transform 1,0,1,0,0,0,0,0
       da3gs convert scene.ply metric.ply --transform world_from_scene.json
       da3gs convert outputs/fox/da3gs/2025-01-31_120000 fox.ply
+      da3gs convert out/ colmap_project/
     """
 
     input: Annotated[Positional[Path], arg(metavar="INPUT")]
-    """File to read (.ply, .compressed.ply, .spz, .splat), or folder of a nerfstudio run
+    """File to read (.ply, .compressed.ply, .spz, .splat), folder of a scene, or of a nerfstudio run
     (outputs/<experiment>/da3gs/<time>)."""
 
     output: Annotated[Positional[Path], arg(metavar="OUTPUT")]
-    """File to write (.ply, .compressed.ply, .spz, .splat); replaced if it exists."""
+    """File to write (.ply, .compressed.ply, .spz, .splat), replaced if it exists; or folder of a COLMAP project."""
 
     transform: Annotated[str | None, arg(metavar="SIMILARITY")] = None
     """Similarity to move the Gaussians by: scale,qw,qx,qy,qz,tx,ty,tz or a JSON file with a 4x4 matrix."""
@@ -58,6 +62,7 @@ class ConvertCommand:
     """Print one JSON object about the result."""
 
     def run(self) -> int:
+        from da3gs.export.colmap_project import holds_scene
         from da3gs.export.gaussian_files import (
             file_comments,
             gaussian_format,
@@ -66,16 +71,21 @@ class ConvertCommand:
             suffix_of,
         )
         from da3gs.export.nerfstudio_run import RUN_COMMENTS, holds_run, load_run
+        from da3gs.export.scene_folder import GAUSSIANS
 
         # Everything that can be refused is refused before the input, perhaps large, is read.
-        is_run = holds_run(self.input)
+        is_scene = holds_scene(self.input)
+        if is_scene and not self.output.suffix:
+            return self._colmap_project()
+        source = self.input / GAUSSIANS if is_scene else self.input
+        is_run = holds_run(source)
         if not is_run:
-            gaussian_format(self.input)
+            gaussian_format(source)
         gaussian_format(self.output)
         if not 0 <= self.min_opacity <= 1:
             raise InputError(f"--min-opacity must lie in [0, 1]; got {self.min_opacity:g}")
         similarity = None if self.transform is None else parse_similarity(self.transform)
-        gaussians = load_run(self.input) if is_run else load_gaussians(self.input)
+        gaussians = load_run(source) if is_run else load_gaussians(source)
         total = len(gaussians)
         if self.min_opacity > 0 and total:
             highest = float(gaussians.opacities.max())
@@ -83,11 +93,11 @@ class ConvertCommand:
             if len(gaussians) == 0:
                 raise InputError(
                     f"--min-opacity {self.min_opacity:g} would drop all {total} Gaussians; "
-                    f"the highest opacity in {self.input} is {highest:.3g}"
+                    f"the highest opacity in {source} is {highest:.3g}"
                 )
         if similarity is not None:
             gaussians = gaussians.transform(similarity)
-        comments = RUN_COMMENTS if is_run else file_comments(self.input)
+        comments = RUN_COMMENTS if is_run else file_comments(source)
         kept = header_to_keep(comments, moved=similarity is not None)
         save_gaussians(gaussians, self.output, sh_degree=self.sh_degree, **kept)
         degree = gaussians.sh_degree if self.sh_degree is None else self.sh_degree
@@ -106,6 +116,19 @@ class ConvertCommand:
         else:
             dropped = f" ({total - len(gaussians)} dropped)" if len(gaussians) < total else ""
             print_result(f"{self.output}: {len(gaussians)} Gaussians{dropped}, SH degree {degree}, {human_bytes(size)}")
+        return 0
+
+    def _colmap_project(self) -> int:
+        from da3gs.export.colmap_project import save_colmap_project
+
+        if self.sh_degree is not None or self.min_opacity:
+            raise InputError("--sh-degree and --min-opacity are for files of Gaussians; a COLMAP project holds points")
+        similarity = None if self.transform is None else parse_similarity(self.transform)
+        cameras, points = save_colmap_project(self.input, self.output, similarity=similarity)
+        if self.json:
+            print_json({"folder": str(self.output), "cameras": cameras, "points": points})
+        else:
+            print_result(f"{self.output}: {cameras} cameras and {points} points, a COLMAP project")
         return 0
 
 

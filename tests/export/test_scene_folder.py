@@ -9,11 +9,15 @@ import torch
 from oracle import HEIGHT, WIDTH, arc, see
 from PIL import Image
 
-from da3gs import Scene, render
+from da3gs import Scene, Similarity, load_gaussians, render
+from da3gs.cli.main import main
+from da3gs.data.colmap import read_colmap
+from da3gs.data.inputs import load_input
 from da3gs.data.rgbd import read_rgbd
 from da3gs.data.transforms_json import read_transforms_json
 from da3gs.data.video import read_frames
 from da3gs.errors import FormatError, InputError
+from da3gs.export.colmap_project import save_colmap_project
 from da3gs.export.scene_folder import (
     OWN_NAMES,
     check_output_folder,
@@ -22,6 +26,7 @@ from da3gs.export.scene_folder import (
     load_scene,
     save_scene,
 )
+from da3gs.geometry.spherical_harmonics import rgb_from_dc
 from da3gs.images import tensor_from_uint8, uint8_from_tensor
 from da3gs.model.gaussian_adapter import gaussians_from_depth
 from da3gs.pipeline.stages import Stages
@@ -205,3 +210,58 @@ def test_the_clip_goes_along_the_cameras_in_a_short_order():
     assert len(flythrough_path(cameras[:2], 7)) == 7
     with pytest.raises(InputError, match="at least one frame"):
         flythrough_path(cameras, 0)
+
+
+# ------------------------------------------------------------------------------------------------ for COLMAP
+
+
+def test_a_scene_becomes_a_colmap_project(tmp_path, capsys):
+    scene = room()
+    scene.save(tmp_path / "out", preview=False)
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "project"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cameras"] == 3
+    data = read_colmap(tmp_path / "project").images
+    order = [data.names.index(f"{name}.png") for name in "cab"]
+    assert torch.allclose(data.cameras.cam_from_world[order], scene.cameras.cam_from_world, atol=1e-5)
+    assert torch.allclose(data.cameras.K[order], scene.cameras.K)
+    assert torch.equal(tensor_from_uint8(data.load_image(order[1])), scene.images[1])
+    # The points are centres of splats, with their colours.
+    loaded = load_input(tmp_path / "project")
+    points, colors = pycolmap_points(tmp_path / "project")
+    nearest = torch.cdist(points[:200].double(), scene.gaussians.means.double()).min(1)
+    assert float(nearest.values.max()) < 1e-5 and len(points) > 10_000 and loaded.cameras is not None
+    assert float((colors[:200].float() / 255 - rgb_from_dc(scene.gaussians.sh[nearest.indices, 0])).abs().max()) < 0.003
+
+
+def test_the_project_can_be_moved_and_replaces_only_its_like(tmp_path):
+    scene = room()
+    scene.save(tmp_path / "out", preview=False)
+    move = Similarity(2.0, torch.eye(3), torch.tensor([1.0, 2, 3]))
+    save_colmap_project(tmp_path / "out", tmp_path / "project", similarity=move, max_points=50)
+    assert save_colmap_project(tmp_path / "out", tmp_path / "project", similarity=move, max_points=50) == (3, 50)
+    found = read_colmap(tmp_path / "project").images.cameras
+    assert torch.allclose(
+        found.centers.float().sort(0).values, (2 * scene.cameras.centers + move.translation).sort(0).values
+    )
+    (tmp_path / "project/thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"holds other files \(thesis.tex\)"):
+        save_colmap_project(tmp_path / "out", tmp_path / "project")
+    with pytest.raises(InputError, match="it is a file"):
+        save_colmap_project(tmp_path / "out", tmp_path / "out/scene.ply")
+
+
+def test_a_scene_folder_stands_for_its_file(tmp_path, capsys):
+    scene = room()
+    scene.save(tmp_path / "out", preview=False)
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "x.spz")]) == 0
+    assert len(load_gaussians(tmp_path / "x.spz")) == len(scene.gaussians)
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "project"), "--sh-degree", "1"]) == 2
+    assert "--sh-degree and --min-opacity are for files of Gaussians" in capsys.readouterr().err
+
+
+def pycolmap_points(folder):
+    pycolmap = pytest.importorskip("pycolmap")
+    points = list(pycolmap.Reconstruction(str(folder / "sparse/0")).points3D.values())
+    places = torch.tensor(np.stack([point.xyz for point in points]))
+    return places, torch.tensor(np.stack([point.color for point in points]))
