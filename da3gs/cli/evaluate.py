@@ -23,8 +23,7 @@ class _EvaluateCommand:
     """What all evaluations share."""
 
     scenes: Annotated[Positional[list[str]], arg(metavar="SCENES")]
-    """Data sets with cameras (COLMAP, transforms.json), folders of such, RealEstate10K chunks, or procedural:8 for
-    procedural scenes."""
+    """Data sets with cameras (COLMAP, transforms.json), folders of such, RealEstate10K chunks, or procedural:8."""
 
     output: Annotated[Path | None, arg(metavar="FOLDER")] = None
     """Folder for evaluation.json and pictures. Started again, an evaluation goes on from the scenes done there."""
@@ -147,7 +146,7 @@ class EvaluateNvsCommand(_EvaluateCommand):
     """At most this many held-out frames, evenly spread."""
 
     hold_out: Annotated[int, arg(metavar="N")] = 8
-    """Every how manieth frame is held out, of data without splits."""
+    """Hold every N-th frame out, of data without splits."""
 
     poses: Literal["given", "predicted", "sfm"] = "given"
     """Cameras of the context: the true ones, the model's, or those of structure from motion."""
@@ -167,10 +166,14 @@ class EvaluateNvsCommand(_EvaluateCommand):
     max_gaussians: Annotated[int | None, arg(metavar="N")] = None
     """Keep at most this many Gaussians per scene."""
 
+    refine_steps: Annotated[int, arg(metavar="N")] = 0
+    """Fit the Gaussians to the context pictures first, as da3gs refine does, in so many steps; 0 leaves that out."""
+
     def _task(self) -> "Task":
         from da3gs.evaluate.frames import HeldOut, read_frame_index
         from da3gs.evaluate.nvs import ViewSynthesis
         from da3gs.metrics.images import load_lpips
+        from da3gs.refine import RefineConfig
 
         size = self._size()
         for name, value, low in (
@@ -178,6 +181,7 @@ class EvaluateNvsCommand(_EvaluateCommand):
             ("--targets", self.targets, 1),
             ("--hold-out", self.hold_out, 2),
             ("--max-gaussians", self.max_gaussians, 1),
+            ("--refine-steps", self.refine_steps, 0),
         ):
             if value is not None and value < low:
                 raise InputError(f"{name} must be >= {low}; got {value}")
@@ -190,7 +194,8 @@ class EvaluateNvsCommand(_EvaluateCommand):
         method = self._method(refine_depth=not self.no_refine_depth, max_gaussians=self.max_gaussians)
         if lpips is not None:
             lpips = lpips.to(method.model.device)
-        return ViewSynthesis(method, held_out, size, self.poses, self.target_poses, lpips)
+        refinement = RefineConfig(steps=self.refine_steps, seed=self.seed) if self.refine_steps else None
+        return ViewSynthesis(method, held_out, size, self.poses, self.target_poses, lpips, refinement)
 
 
 @dataclass

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
         "da3gs.cli.reconstruct", "ReconstructCommand", "Photographs, a video or a data set to Gaussian splats."
     ),
     "depth": Command("da3gs.cli.depth", "DepthCommand", "Depth maps of photographs, a video or a data set."),
+    "refine": Command("da3gs.cli.refine", "RefineCommand", "Fit the splats of a scene to its own pictures."),
     "render": Command("da3gs.cli.render", "RenderCommand", "Render a Gaussian file to images or a video."),
     "view": Command("da3gs.cli.view", "ViewCommand", "Show a scene in the browser."),
     "convert": Command("da3gs.cli.convert", "ConvertCommand", "Convert a Gaussian file: format, frame, SH degree."),

@@ -13,6 +13,7 @@ from da3gs.evaluate.scenes import EvaluationViews
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.alignment import SCALE, align_cameras
 from da3gs.geometry.cameras import Cameras
+from da3gs.geometry.similarity import Similarity
 from da3gs.images import DEFAULT_SIZE_PX, PATCH_PX
 from da3gs.metrics.poses import PoseMetrics, pose_metrics
 from da3gs.model.da3_model import DA3Model
@@ -80,6 +81,7 @@ class AlignedScene:
         poses: How far its cameras are from the true ones; None if poses were given or there is one view.
         scale: From the scene's unit to that of the true cameras.
         cameras: Of the reconstruction, moved.
+        true_from_scene: The similarity that moved it.
     """
 
     scene: Scene
@@ -91,6 +93,7 @@ class AlignedScene:
     poses: PoseMetrics | None
     scale: float
     cameras: Cameras
+    true_from_scene: Similarity
 
     @property
     def pose_numbers(self) -> dict[str, float | None]:
@@ -125,7 +128,10 @@ def reconstructed(method: Method, views: EvaluationViews, poses: Poses) -> Align
     width, height = scene.cameras.size
     truth = views.cameras[kept].scaled(width=width, height=height)
     if poses == "given":
-        return AlignedScene(scene, scene.gaussians, scene.depth, len(views), kept, truth, None, 1.0, scene.cameras)
+        alike = Similarity.identity()
+        return AlignedScene(
+            scene, scene.gaussians, scene.depth, len(views), kept, truth, None, 1.0, scene.cameras, alike
+        )
     alignment = align_cameras(scene.cameras.to("cpu"), truth)
     if SCALE in alignment.unobservable:
         raise InputError(
@@ -144,6 +150,7 @@ def reconstructed(method: Method, views: EvaluationViews, poses: Poses) -> Align
         poses=pose_metrics(scene.cameras.to("cpu"), truth) if len(kept) > 1 else None,
         scale=scale,
         cameras=scene.cameras.transform(move),
+        true_from_scene=move,
     )
 
 

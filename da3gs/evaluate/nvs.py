@@ -6,7 +6,7 @@ Letters: T targets, V context views, H W pixels.
 """
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -21,6 +21,7 @@ from da3gs.evaluate.target_poses import OptimiseConfig, optimised_poses
 from da3gs.export.video import colorize_depth, uint8_picture
 from da3gs.geometry.cameras import Cameras
 from da3gs.metrics.images import image_metrics, psnr
+from da3gs.refine import RefineConfig, refine
 from da3gs.rendering import RenderConfig, RenderOutput, render
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class ViewSynthesis:
         target_poses: "true", or "optimised": each turned and shifted until its render fits its picture best, as
             methods without poses are compared.
         lpips: A network of `load_lpips`, or None.
+        refinement: Fit the Gaussians to the context pictures first; None: as they are predicted.
     """
 
     model_use: Method
@@ -50,6 +52,7 @@ class ViewSynthesis:
     poses: Poses = "given"
     target_poses: Literal["true", "optimised"] = "true"
     lpips: nn.Module | None = None
+    refinement: RefineConfig | None = None
     name: str = "nvs"
 
     @property
@@ -81,7 +84,8 @@ class ViewSynthesis:
         }
 
     def method(self) -> dict[str, Any]:
-        return self.model_use.to_dict()
+        refinement = None if self.refinement is None else asdict(self.refinement)
+        return self.model_use.to_dict() | {"refinement": refinement}
 
     def names(self, scene: str) -> bool:
         return self.held_out.names(scene)
@@ -93,6 +97,9 @@ class ViewSynthesis:
         given, wanted = scene.views(context, size), scene.views(targets, size)
         # 2. Splats of the context, in the frame of the true cameras.
         found = reconstructed(self.model_use, given, self.poses)
+        if self.refinement is not None:
+            fitted = refine(found.scene, self.refinement)
+            found = replace(found, scene=fitted, gaussians=fitted.gaussians.transform(found.true_from_scene))
         # 3. Pictures of the targets.
         cameras = self._target_cameras(found, wanted)
         out = render(found.gaussians, cameras, RenderConfig(antialiased=True))

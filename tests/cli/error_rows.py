@@ -167,6 +167,11 @@ ROWS = (
     Row("a word for a rate", "train smoke_cpu --optim.lr fast --output run", r"optim.lr must be a finite number; got 'fast'"),
     Row("no training data", "train gs_head_dl3dv_base --output run --task.model model.safetensors --task.data.folder empty", r"no training scene with a transforms.json under empty"),
     Row("a run without --resume", "train smoke_cpu --output held", r"held holds a run.*add --resume"),
+    # ------------------------------------------------------------ refinement
+    Row("refining a file", "refine scene.ply --output out", r"scene.ply does not exist|scene.ply .*expected a folder"),
+    Row("refining photographs", "refine photos --output out", r"photos has no scene.ply, .*expected a folder written by da3gs"),
+    Row("no steps", "refine photos --output out --steps 0", r"--steps must be >= 1; got 0"),
+    Row("refining into other things", "refine photos --output foreign", r"foreign holds other files \(thesis.tex\)"),
     # ------------------------------------------------------------ depth
     Row("depth of nothing", f"depth empty --output out {NETWORK}", r"no images in folder empty"),
     Row("depth into other things", f"depth photos --output foreign {NETWORK}", r"foreign holds other files \(thesis.tex\)"),
