@@ -96,7 +96,7 @@ class RefineCommand:
             if device == "auto":
                 device = "cuda" if torch.cuda.is_available() else "cpu"
             scene = replace(scene, gaussians=scene.gaussians.to(device))
-        with stages("refining"), _bar(config.steps_for(len(scene.cameras))) as tell:
+        with stages("refining"), progress_bar(config.steps_for(len(scene.cameras))) as tell:
             refined = refine(scene, config, on_step=tell)
         save_scene(
             refined,
@@ -136,7 +136,7 @@ class RefineCommand:
 
 
 @contextmanager
-def _bar(steps: int) -> Iterator:
+def progress_bar(steps: int) -> Iterator:
     """A bar with the time left on a terminal; a log line every 50 steps elsewhere."""
     recent: list[float] = []
 

@@ -214,3 +214,11 @@ def test_the_viewer_is_opened_on_the_result(capture, tmp_path, capsys, monkeypat
     monkeypatch.delitem(COMMANDS, "view")
     assert real(arguments) == 2
     assert "--view needs the command" in capsys.readouterr().err
+
+
+def test_splats_can_be_fitted_at_once(capture, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("da3gs.refine._STEPS", (6, 6))
+    options = ("--depth", "given", "--refine", "--no-video", "--max-views", "3")
+    assert run(capture, "rgbd", tmp_path / "out", *options) == 0
+    before, after = json.loads((tmp_path / "out/report.json").read_text())["refinement"]["psnr_fit"]
+    assert after > before and f"refined   {before:.1f} -> {after:.1f} dB in 6 steps" in capsys.readouterr().out
