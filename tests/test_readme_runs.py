@@ -63,6 +63,8 @@ def test_the_commands_run_in_their_order(workplace, monkeypatch, capsys):
             continue  # a server; tests/test_viewer.py
         if command == "reconstruct":
             arguments += ["--video-frames", "3", "--splat-size", "196", "--max-views", str(VIEWS)]
+        if command == "refine":
+            arguments += ["--steps", "5", "--no-video"]
         if command == "render":
             arguments += ["--seconds", "0.2", "--width", "96"]
         assert cli.main([command, *arguments]) == 0, (command, arguments, capsys.readouterr().err)
@@ -73,7 +75,7 @@ def test_the_commands_run_in_their_order(workplace, monkeypatch, capsys):
                 "report.json",
             }  # fmt: skip
         ran.append(command)
-    assert ran.count("reconstruct") == 5 and {"render", "info", "convert", "doctor"} <= set(ran)
+    assert ran.count("reconstruct") == 5 and {"refine", "depth", "render", "info", "convert", "doctor"} <= set(ran)
     assert Path("fly.mp4").stat().st_size > 1000 and da3gs.load_gaussians("viewer.ply").sh_degree == 3
 
 

@@ -20,7 +20,7 @@ VIEWS = 5
 @pytest.fixture(scope="module")
 def scene():
     """The oracle's room with pale splats: the place is right, the colours are not."""
-    cameras = arc(VIEWS)
+    cameras = arc(VIEWS).scaled(width=63, height=49)
     images, depth = see(cameras)
     splats = gaussians_from_depth(0.5 + 0.5 * (images - 0.5), depth, cameras)
     report = {"views": [f"{view}.png" for view in range(VIEWS)], "antialiased": True}

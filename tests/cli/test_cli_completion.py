@@ -52,7 +52,7 @@ def complete(bash_script, tmp_path):
     ("line", "offered"),
     [
         ("da3gs rec", ["reconstruct"]),
-        ("da3gs re", ["reconstruct", "render"]),
+        ("da3gs re", ["reconstruct", "refine", "render"]),
         ("da3gs --debug inf", ["info"]),
         ("da3gs --ver", ["--version"]),
         ("da3gs reconstruct --out", ["--output"]),

@@ -111,7 +111,9 @@ def test_a_linked_scene_has_the_name_of_its_link(tmp_path, caplog):
     assert "1 scenes of index.json are not here, such as room2" in caplog.text
 
 
-def test_procedural_scenes_are_the_same_every_time():
+def test_procedural_scenes_are_the_same_every_time(monkeypatch):
+    monkeypatch.setattr("da3gs.evaluate.scenes._PROCEDURAL_SIZE", (112, 84))
+    monkeypatch.setattr("da3gs.evaluate.scenes._PROCEDURAL_FRAMES", 6)
     first, second = find_scenes(["procedural:2"])
     assert (first.name, second.name) == ("procedural_00", "procedural_01")
     scene, again = first.open(), first.open()

@@ -24,7 +24,7 @@ def test_flags_reach_the_configuration(capsys):
         (["smoke_cpu", "--optim.rate", "1"], "unknown key 'optim.rate'"),
         (["smoke_cp"], "did you mean smoke_cpu"),
         (["smoke_cpu", "--optim.lr"], "--optim.lr needs a value"),
-        (["smoke_cpu", "--task.kind", "teacher"], "task.kind must be one of student, gs_head; got 'teacher'"),
+        (["smoke_cpu", "--task.kind", "tutor"], "task.kind must be one of student, gs_head, teacher; got 'tutor'"),
         (["smoke_cpu", "--optim.precision", "fp16"], "optim: precision must be no or bf16; got 'fp16'"),
     ],
 )
