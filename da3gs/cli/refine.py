@@ -24,7 +24,7 @@ _LOG_EVERY = 50
 
 @dataclass
 class RefineCommand:
-    """Fit the splats of a reconstruction to its own pictures: a minute or two on a CPU, and about three dB.
+    """Fit the splats of a reconstruction to its own pictures: about two minutes on a CPU, and two to six dB.
 
     SCENE is a folder that da3gs reconstruct wrote. Every step renders one view and compares it with its picture;
     positions, shapes, opacities and colours follow. Nothing is split or added: for that go on with ns-train. Pictures
