@@ -4,13 +4,43 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from da3gs.errors import Da3gsError, InputError
 
 _WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
+
+
+def check_replaceable(folder: str | os.PathLike, what: str, own: Collection[str], marks: Collection[str] = ()) -> None:
+    """InputError unless a folder may be written as a whole.
+
+    It may be new (in an existing folder), empty, or an earlier one of its kind with nothing else in it.
+
+    Args:
+        folder: To be written.
+        what: It will hold, for the message.
+        own: Names that such a folder may hold.
+        marks: Names that it holds for certain, by which an earlier one is told from other things of those names.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise InputError(f"cannot write {what} to {folder}: it is a file, a folder was expected")
+    resolved = folder.resolve()
+    if not folder.is_dir():
+        if not resolved.parent.is_dir():
+            raise InputError(f"cannot write {folder}: folder {resolved.parent} does not exist; create it first")
+        return
+    found = {item.name for item in folder.iterdir()}
+    foreign = sorted(found - set(own))
+    if foreign or (found and not set(marks) <= found):
+        name = foreign[0] if foreign else sorted(found)[0]
+        raise InputError(
+            f"folder {folder} holds other files ({name}), which {what} would replace; choose a new or empty folder"
+        )
+    if resolved == Path.cwd():
+        raise InputError(f"the current folder cannot be replaced by {what}; name another one, such as out/")
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from da3gs.export.nerfstudio_run import activated, deactivated
 from da3gs.fusion import keep_budget
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
-from da3gs.geometry.rotations import cross_matrix
+from da3gs.geometry.rotations import rigid_from_twist
 from da3gs.metrics.images import psnr, ssim
 from da3gs.rendering import RenderConfig, render
 
@@ -169,12 +169,9 @@ class _State:
         cameras = self.base[views]
         if not self.config.poses:
             return cameras
-        twist = self.twists[views]
-        generator = twist.new_zeros(len(views), 4, 4)
-        generator[:, :3, :3] = cross_matrix(twist[:, :3])
-        generator[:, :3, 3] = self.unit * twist[:, 3:]
+        twists = torch.cat([self.twists[views, :3], self.unit * self.twists[views, 3:]], 1)
         assert cameras.cam_from_world is not None
-        return cameras.with_poses(torch.linalg.matrix_exp(generator) @ cameras.cam_from_world)
+        return cameras.with_poses(rigid_from_twist(twists) @ cameras.cam_from_world)
 
     def gain(self, views: list[int]) -> Float[Tensor, "v 3 1 1"]:
         """Colour gains of some views: 1 in the mean over the views of the fit, and 1 for the others."""

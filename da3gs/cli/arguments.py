@@ -80,6 +80,13 @@ def parse(command_class: type, arguments: Sequence[str], **tyro_options: Any) ->
         raise InputError(f"{reason} (see '{tyro_options['prog']} --help')") from None
 
 
+def check_at_least(*options: tuple[str, int | None, int]) -> None:
+    """InputError for the first of (flag, value, least) whose value is given and smaller."""
+    for name, value, least in options:
+        if value is not None and value < least:
+            raise InputError(f"{name} must be >= {least}; got {value}")
+
+
 def check_device(name: str) -> None:
     """InputError unless torch can compute on the device of that name; "auto" always can."""
     import torch

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from da3gs.cli.arguments import check_device
+from da3gs.cli.arguments import check_at_least, check_device
 from da3gs.cli.console import print_json, print_result
 from da3gs.errors import InputError
 
@@ -144,14 +144,12 @@ class DepthCommand:
     def _check(self) -> None:
         if not self.input:
             raise InputError("name what to predict depth of: a folder, image files, a video, or a data set")
-        for name, value, low in (
+        check_at_least(
             ("--size", self.size, 14),
             ("--max-views", self.max_views, 1),
             ("--max-points", self.max_points, 1),
             ("--frames", self.frames, 1),
-        ):
-            if value is not None and value < low:
-                raise InputError(f"{name} must be >= {low}; got {value}")
+        )
         if self.fov is not None and not 1 <= self.fov <= 170:
             raise InputError(f"--fov must lie in 1..170 degrees; got {self.fov:g}")
         if self.points and self.single and not self.align:

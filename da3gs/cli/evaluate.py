@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from da3gs.cli.arguments import check_device
+from da3gs.cli.arguments import check_at_least, check_device
 from da3gs.cli.console import print_json, print_result
 from da3gs.errors import InputError
 
@@ -79,8 +79,7 @@ class _EvaluateCommand:
         from da3gs.model.da3_model import load_model
         from da3gs.pipeline.reconstruction import ReconstructConfig
 
-        if self.size is not None and self.size < 14:
-            raise InputError(f"--size must be >= 14; got {self.size}")
+        check_at_least(("--size", self.size, 14))
         config = ReconstructConfig(
             size_px=self.size,
             check_poses=False,
@@ -112,8 +111,7 @@ class _OfFrames(_EvaluateCommand):
     def _frames(self) -> "FrameChoice":
         from da3gs.evaluate.frames import FrameChoice
 
-        if self.max_views is not None and self.max_views < 1:
-            raise InputError(f"--max-views must be >= 1; got {self.max_views}")
+        check_at_least(("--max-views", self.max_views, 1))
         return FrameChoice(self.max_views, self.order, self.seed)
 
 
@@ -176,15 +174,13 @@ class EvaluateNvsCommand(_EvaluateCommand):
         from da3gs.refine import RefineConfig
 
         size = self._size()
-        for name, value, low in (
+        check_at_least(
             ("--context", self.context, 1),
             ("--targets", self.targets, 1),
             ("--hold-out", self.hold_out, 2),
             ("--max-gaussians", self.max_gaussians, 1),
             ("--refine-steps", self.refine_steps, 0),
-        ):
-            if value is not None and value < low:
-                raise InputError(f"{name} must be >= {low}; got {value}")
+        )
         index = None if self.index is None else read_frame_index(self.index)
         held_out = HeldOut(index, self.context, self.targets, self.hold_out)
         held_out.check([scene.name for scene in self._found()])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from da3gs.cli.arguments import check_device
+from da3gs.cli.arguments import check_at_least, check_device
 from da3gs.cli.console import human_bytes, print_json, print_result
 from da3gs.errors import InputError, MissingDependencyError
 
@@ -197,15 +197,13 @@ class ReconstructCommand:
 
         if self.view and "view" not in COMMANDS:
             raise MissingDependencyError("--view needs the command 'da3gs view', which is not installed")
-        for name, value, low in (
+        check_at_least(
             ("--size", self.size, 14),
             ("--video-frames", self.video_frames, 1),
             ("--max-views", self.max_views, 1),
             ("--max-gaussians", self.max_gaussians, 1),
             ("--frames", self.frames, 1),
-        ):
-            if value is not None and value < low:
-                raise InputError(f"{name} must be >= {low}; got {value}")
+        )
         check_device(self.device)
 
     def _config(self) -> "ReconstructConfig":

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
-from da3gs.cli.arguments import check_device
+from da3gs.cli.arguments import check_at_least, check_device
 from da3gs.cli.console import print_json, print_result
-from da3gs.errors import InputError
 
 if TYPE_CHECKING:
     from da3gs.refine import RefineConfig
@@ -116,13 +115,11 @@ class RefineCommand:
     def _config(self) -> "RefineConfig":
         from da3gs.refine import RefineConfig
 
-        for name, value, low in (
+        check_at_least(
             ("--steps", self.steps, 1),
             ("--max-gaussians", self.max_gaussians, 1),
             ("--video-frames", self.video_frames, 1),
-        ):
-            if value is not None and value < low:
-                raise InputError(f"{name} must be >= {low}; got {value}")
+        )
         check_device(self.device)
         return RefineConfig(
             steps=self.steps,

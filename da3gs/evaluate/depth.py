@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from da3gs.data.view_choice import evenly_spread
 from da3gs.errors import InputError
 from da3gs.evaluate.frames import FrameChoice
 from da3gs.evaluate.method import Method, at_size, reconstructed
@@ -173,7 +174,7 @@ class DepthEstimation:
 
 
 def _rows(images, depth: Float[Tensor, "V H W"], truth: Float[Tensor, "V H W"], mask: Bool[Tensor, "V H W"]):
-    shown = torch.linspace(0, len(images) - 1, min(_SHOWN, len(images))).round().long().tolist()
+    shown = evenly_spread(len(images), _SHOWN)
     limits = depth_limits(truth * mask)
     ratio = torch.where(mask, (depth.clamp(min=1e-6) / truth.clamp(min=1e-6)).log().abs(), 0.0)
     return [

@@ -9,10 +9,10 @@ import logging
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from da3gs.data.view_choice import evenly_spread
 from da3gs.evaluate.frames import HeldOut
 from da3gs.evaluate.method import AlignedScene, Method, Poses, reconstructed
 from da3gs.evaluate.runner import Column, SceneResult
@@ -143,7 +143,7 @@ def picture_numbers(
 
 
 def _rows(out: RenderOutput, wanted: EvaluationViews, found: AlignedScene):
-    shown = torch.linspace(0, len(wanted) - 1, min(_SHOWN, len(wanted))).round().long().tolist()
+    shown = evenly_spread(len(wanted), _SHOWN)
     assert out.depth is not None
     middle = float(found.depth[found.depth > 0].median())
     limits = (0.4 * middle, 2.5 * middle)

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from da3gs.data.view_choice import evenly_spread
 from da3gs.errors import InputError
 from da3gs.evaluate.frames import FrameChoice
 from da3gs.evaluate.method import AlignedScene, Method, Poses, reconstructed
@@ -166,7 +167,7 @@ def seen_where(
 
 def _rows(views: EvaluationViews, found: AlignedScene, truth: Float[Tensor, "N 3"], threshold: float):
     """Pictures, predicted depth, and how far its surface is from the truth: green up to the threshold, red beyond."""
-    shown = torch.linspace(0, len(found.kept) - 1, min(_SHOWN, len(found.kept))).round().long()
+    shown = evenly_spread(len(found.kept), _SHOWN)
     depth, cameras = found.depth.cpu()[shown], found.cameras.to("cpu")[shown]
     step = max(1, depth.shape[2] // 160)  # enough for a small picture
     points = cameras.unproject(depth)[:, ::step, ::step]
@@ -178,7 +179,7 @@ def _rows(views: EvaluationViews, found: AlignedScene, truth: Float[Tensor, "N 3
     middle = float(depth[depth > 0].median())
     limits = (0.4 * middle, 2.5 * middle)
     return [
-        ("picture", [views.images[found.kept[int(view)]] for view in shown]),
+        ("picture", [views.images[found.kept[view]] for view in shown]),
         ("depth", [colorize_depth(values, limits) for values in depth]),
         ("distance", list((colour * 255).round().byte().numpy())),
     ]

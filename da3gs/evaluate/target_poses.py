@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
-from da3gs.geometry.rotations import cross_matrix
+from da3gs.geometry.rotations import rigid_from_twist
 from da3gs.rendering import RenderConfig, render
 
 
@@ -93,11 +93,8 @@ def _optimised(
 
 
 def _moved(pose: Float[Tensor, "1 4 4"], twist: Float[Tensor, " 6"], unit: float) -> Float[Tensor, "1 4 4"]:
-    """exp(twist) pose: the motion in the camera's frame."""
-    generator = twist.new_zeros(4, 4)
-    generator[:3, :3] = cross_matrix(twist[:3])
-    generator[:3, 3] = unit * twist[3:]
-    return torch.linalg.matrix_exp(generator) @ pose
+    """exp(twist) pose: the motion in the camera's frame, its translation in units."""
+    return rigid_from_twist(torch.cat([twist[:3], unit * twist[3:]])) @ pose
 
 
 def _typical_distance(gaussians: Gaussians, camera: Cameras) -> float:

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import torch
 
-from da3gs.atomic import atomic_path
+from da3gs.atomic import atomic_path, check_replaceable
 from da3gs.data.colmap import write_colmap
-from da3gs.errors import InputError
 from da3gs.export.scene_folder import CAMERAS, GAUSSIANS, IMAGES, REPORT, file_stems, load_scene
 from da3gs.geometry.similarity import Similarity
 from da3gs.geometry.spherical_harmonics import rgb_from_dc
@@ -50,7 +49,7 @@ def save_colmap_project(
         InputError: No scene there, or a folder that holds other things.
     """
     output = Path(output).expanduser()
-    _check(output)
+    check_replaceable(output, "a COLMAP project", (IMAGES, SPARSE), (SPARSE,))
     scene = load_scene(scene_folder)
     if similarity is not None:
         scene = scene.transform(similarity)
@@ -71,19 +70,3 @@ def save_colmap_project(
             colors,
         )
     return len(stems), len(chosen)
-
-
-def _check(folder: Path) -> None:
-    if folder.is_file():
-        raise InputError(f"cannot write a COLMAP project to {folder}: it is a file, a folder was expected")
-    if not folder.is_dir():
-        return
-    found = {item.name for item in folder.iterdir()}
-    foreign = sorted(found - {IMAGES, SPARSE})
-    if foreign or (found and SPARSE not in found):
-        what = foreign[0] if foreign else sorted(found)[0]
-        raise InputError(
-            f"folder {folder} holds other files ({what}), which a COLMAP project would replace; choose a new folder"
-        )
-    if folder.resolve() == Path.cwd():
-        raise InputError("the current folder cannot be replaced by a COLMAP project; name another one")

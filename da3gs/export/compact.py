@@ -13,7 +13,6 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +21,7 @@ import torch
 
 from da3gs.atomic import atomic_path
 from da3gs.errors import FormatError, InputError, MissingDependencyError
-from da3gs.export.gaussian_files import DEFAULT_FRAME
+from da3gs.export.gaussian_files import DEFAULT_FRAME, file_bytes
 from da3gs.export.ply import ANTIALIASED_COMMENT
 from da3gs.fusion.budget import morton_codes
 from da3gs.gaussians import Gaussians
@@ -68,7 +67,7 @@ def read_compressed_ply(path: str | os.PathLike) -> Gaussians:
         InputError: The file cannot be opened.
         FormatError: Damaged, or another kind of .ply.
     """
-    gsply, content = _gsply(), _content(path)
+    gsply, content = _gsply(), file_bytes(path)
     try:
         return _unpacked(gsply.decompress_from_bytes(content))
     except (ValueError, KeyError, IndexError, TypeError) as error:
@@ -125,7 +124,7 @@ def read_spz(path: str | os.PathLike) -> Gaussians:
         FormatError: Damaged, or of another kind.
     """
     gsply = _gsply()
-    _content(path)
+    file_bytes(path)
     try:
         data = gsply.read_spz(path)
     except (ValueError, KeyError, IndexError, OSError) as error:
@@ -135,7 +134,7 @@ def read_spz(path: str | os.PathLike) -> Gaussians:
 
 def spz_comments(path: str | os.PathLike) -> tuple[str, ...]:
     """What the header says, in the words of a .ply: whether the splats are for antialiased rendering."""
-    content = _content(path)
+    content = file_bytes(path)
     if content[:2] == _GZIP:
         try:
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_SPZ_FLAGS + 1)
@@ -206,10 +205,3 @@ def _unpacked(data: Any) -> Gaussians:
         tensor(data.opacities).reshape(-1).sigmoid(),
         tensor(sh),
     ).validate()
-
-
-def _content(path: str | os.PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror or error}") from error

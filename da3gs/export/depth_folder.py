@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from da3gs.atomic import atomic_path
+from da3gs.atomic import atomic_path, check_replaceable
 from da3gs.data.cameras_json import write_cameras_json
 from da3gs.data.transforms_json import write_transforms_json
+from da3gs.data.view_choice import evenly_spread
 from da3gs.errors import InputError
 from da3gs.export.depth_files import depth_limits, depth_unit, write_depth_files
 from da3gs.export.points import write_points
@@ -43,22 +44,7 @@ _SURE = 0.5
 
 def check_depth_folder(folder: str | os.PathLike) -> None:
     """InputError unless depth may be written there: a new folder in an existing one, an empty or an earlier one."""
-    folder = Path(folder).expanduser()
-    if folder.is_file():
-        raise InputError(f"cannot write depth to {folder}: it is a file, a folder was expected")
-    if not folder.is_dir():
-        if not folder.resolve().parent.is_dir():
-            raise InputError(f"cannot write {folder}: folder {folder.resolve().parent} does not exist; create it first")
-        return
-    found = {item.name for item in folder.iterdir()}
-    foreign = sorted(found - OWN_NAMES)
-    if foreign or (found and not {REPORT, DEPTH} <= found):
-        what = foreign[0] if foreign else sorted(found)[0]
-        raise InputError(
-            f"folder {folder} holds other files ({what}), which depth would replace; choose a new or empty folder"
-        )
-    if folder.resolve() == Path.cwd():
-        raise InputError("the current folder cannot be replaced by depth; name another one, such as depth/")
+    check_replaceable(folder, "depth", OWN_NAMES, (REPORT, DEPTH))
 
 
 def save_depth(
@@ -87,7 +73,7 @@ def save_depth(
     # One scale: one unit and one range of colours. Else each map has its own.
     shared = torch.cat([maps.small(index).flatten() for index in range(len(maps))]) if maps.comparable else None
     common = None if shared is None else (depth_unit(float(shared.max())), depth_limits(shared))
-    shown = np.unique(np.linspace(0, len(maps) - 1, min(len(maps), _PREVIEW_VIEWS)).round().astype(int)).tolist()
+    shown = evenly_spread(len(maps), _PREVIEW_VIEWS)
     rows: tuple[list, list] = ([], [])
     files: list[dict[str, Any]] = []
     cameras: list[Cameras] = []

@@ -96,6 +96,14 @@ def gaussian_format(path: str | os.PathLike) -> GaussianFormat:
     return FORMATS[suffix]
 
 
+def file_bytes(path: str | os.PathLike) -> bytes:
+    """The whole of a file; InputError if it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read the file: {error.strerror or error}") from error
+
+
 def suffix_of(path: str | os.PathLike) -> str:
     """The lower-case suffix that names the format, ".compressed.ply" included."""
     name = Path(path).name.lower()

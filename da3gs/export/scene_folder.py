@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from da3gs.atomic import atomic_path
+from da3gs.atomic import atomic_path, check_replaceable
 from da3gs.data.cameras_json import read_cameras_json, write_cameras_json
 from da3gs.data.photographs import Photograph, photograph_from_dict
 from da3gs.data.transforms_json import write_transforms_json
@@ -156,24 +156,7 @@ def load_scene(folder: str | os.PathLike) -> Scene:
 def check_output_folder(folder: str | os.PathLike) -> None:
     """InputError unless a scene may be written there: a new folder in an existing one, an empty one, or one that holds
     an earlier scene and nothing else."""
-    folder = Path(folder).expanduser()
-    if folder.is_file():
-        raise InputError(f"cannot write a scene to {folder}: it is a file, a folder was expected")
-    if not folder.is_dir():
-        if not _resolved(folder).parent.is_dir():
-            raise InputError(
-                f"cannot write {folder}: folder {_resolved(folder).parent} does not exist; create it first"
-            )
-        return
-    found = {item.name for item in folder.iterdir()}
-    foreign = sorted(found - OWN_NAMES)
-    if foreign or (found and REPORT not in found):
-        what = foreign[0] if foreign else sorted(found)[0]
-        raise InputError(
-            f"folder {folder} holds other files ({what}), which a scene would replace; choose a new or empty folder"
-        )
-    if _resolved(folder) == Path.cwd():
-        raise InputError("the current folder cannot be replaced by a scene; name another one, such as out/")
+    check_replaceable(folder, "a scene", OWN_NAMES, (REPORT,))
 
 
 def flythrough_path(cameras: Cameras, frames: int, *, depth_hint: float | None = None) -> Cameras:

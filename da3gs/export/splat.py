@@ -11,14 +11,13 @@ shows something while it loads.
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from da3gs.atomic import atomic_path
 from da3gs.errors import FormatError, InputError
-from da3gs.export.gaussian_files import DEFAULT_FRAME
+from da3gs.export.gaussian_files import DEFAULT_FRAME, file_bytes
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.spherical_harmonics import dc_from_rgb, rgb_from_dc
 
@@ -65,10 +64,7 @@ def read_splat(path: str | os.PathLike) -> Gaussians:
         InputError: The file cannot be opened.
         FormatError: Not a whole number of splats, or values no splat has.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file: {error.strerror or error}") from error
+    content = file_bytes(path)
     if len(content) % _ROW.itemsize:
         raise FormatError(
             f"{path}: {len(content)} bytes are no whole number of splats of {_ROW.itemsize}; truncated, or no .splat"

@@ -77,6 +77,14 @@ def cross_matrix(vector: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 3 3
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
 
+def rigid_from_twist(twist: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 4 4"]:
+    """The rigid motion exp of a twist: rotation vector (radians), then translation. Gradients flow, at zero too."""
+    generator = twist.new_zeros(*twist.shape[:-1], 4, 4)
+    generator[..., :3, :3] = cross_matrix(twist[..., :3])
+    generator[..., :3, 3] = twist[..., 3:]
+    return torch.linalg.matrix_exp(generator)
+
+
 def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*#batch 3 3"]) -> Float[Tensor, "*batch"]:
     """Angle in radians, in [0, pi], of the rotation between a and b.
 

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from da3gs import losses
 from da3gs.errors import InputError
-from da3gs.geometry.alignment import align_scale_shift
 from da3gs.geometry.conventions import camera_rays
 from da3gs.images import normalise
+from da3gs.metrics.shape import depth_metrics
 from da3gs.model.checkpoints import load_network, save_checkpoint
 from da3gs.model.depth_heads import SKY_THRESHOLD
 from da3gs.model.network import build_model
@@ -246,14 +246,8 @@ def teacher_terms(
 
 def depth_errors_affine(depth: Tensor, target: Tensor, mask: Tensor) -> dict[str, float]:
     """AbsRel and delta < 1.25 after the ratio of medians, and after scale and shift (`_affine`)."""
-    predicted, true = depth[mask].double(), target[mask].double()
-    fit = align_scale_shift(predicted, true)
-    found = {}
-    for ending, aligned in (
-        ("", predicted * (true.median() / predicted.median())),
-        ("_affine", (float(fit.scale) * predicted + float(fit.shift)).clamp(min=1e-6)),
-    ):
-        ratio = torch.maximum(aligned / true, true / aligned)
-        found[f"absrel{ending}"] = float(((aligned - true).abs() / true).mean())
-        found[f"delta1{ending}"] = float((ratio < 1.25).double().mean())
+    found: dict[str, float] = {}
+    for ending, alignment in (("", "median"), ("_affine", "scale_shift")):
+        errors = depth_metrics(depth[None], target[None], mask=mask[None], alignment=alignment)
+        found |= {f"absrel{ending}": errors.abs_rel, f"delta1{ending}": errors.delta1}
     return found

@@ -21,6 +21,7 @@ from da3gs.images import tensor_from_uint8
 from da3gs.train.samples import TrainingSample
 
 _OPEN_SCENES = 64
+_DEPTH_KEYS = {"depth_file_path", "depth_path"}  # as the reader knows them
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class TransformsSource:
             self._check_depth()
 
     def _check_depth(self) -> None:
-        without = [path for path in self.paths if not all("depth_file_path" in frame for frame in _frames(path))]
+        without = [path for path in self.paths if not all(_DEPTH_KEYS & frame.keys() for frame in _frames(path))]
         if without:
             raise InputError(
                 f"{len(without)} of {len(self.paths)} scenes have frames without depth_file_path: {without[0]}; "
