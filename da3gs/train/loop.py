@@ -148,7 +148,8 @@ class _Run:
         self.config, self.task, self.accelerator = config, task, accelerator
         self.parameters = trained_parameters(task.module)
         task.module.to(accelerator.device)
-        self.optimizers = open_optimizers(self.parameters, config.optim)
+        precision = torch.bfloat16 if accelerator.mixed_precision == "bf16" else torch.float32
+        self.optimizers = open_optimizers(self.parameters, config.optim, precision)
         self.module = accelerator.prepare(task.module)
         self.average = MovingAverage(self.parameters, config.optim.ema) if config.optim.ema else None
         self.step, self.skipped, self.skipped_in_row = 0, 0, 0

@@ -20,19 +20,28 @@ _ADAMW_RMS = 0.2
 class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices (Jordan et al. 2024; scaled to AdamW's rates, Liu et al. 2025, 2502.16982).
 
-    torch has one since 2.9 that works in bfloat16, which a CPU without AVX-512 emulates; this works in float32.
+    torch has one since 2.9 that works in bfloat16 alone, which a CPU without AVX-512 emulates.
 
     Args:
         parameters: Matrices [m, n], or groups of them.
         lr: As for AdamW.
         momentum: Of Nesterov's kind.
         weight_decay: Decoupled.
+        precision: Of the orthogonalisation; bfloat16 is good enough and several times as fast where it has kernels.
     """
 
     MOMENTS = ("momentum",)
 
-    def __init__(self, parameters, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self,
+        parameters,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
+        precision: torch.dtype = torch.float32,
+    ):
         super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.precision = precision
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -46,25 +55,33 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(parameter)
                 momentum = state["momentum"].lerp_(parameter.grad, 1 - keep)
-                direction = orthogonalized(parameter.grad.lerp(momentum, keep))
+                direction = orthogonalized(parameter.grad.lerp(momentum, keep), self.precision)
                 parameter.mul_(1 - lr * group["weight_decay"])
                 parameter.add_(direction.to(parameter), alpha=-lr * _ADAMW_RMS * max(parameter.shape) ** 0.5)
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """About U V^T of  matrix = U S V^T: singular values between 0.7 and 1.2, by Newton-Schulz iterations in float32."""
+def orthogonalized(matrix: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """About U V^T of  matrix = U S V^T, float32: singular values between 0.7 and 1.2, by Newton-Schulz iterations."""
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     X = (matrix.T if tall else matrix).float()
-    X = X / X.norm().clamp(min=1e-7)
+    X = (X / X.norm().clamp(min=1e-7)).to(precision)
     for _ in range(_ROUNDS):
         gram = X @ X.T
         X = torch.addmm(X, torch.addmm(gram, gram, gram, beta=b, alpha=c), X, beta=a)
-    return X.T if tall else X
+    return (X.T if tall else X).float()
 
 
-def open_optimizers(parameters: Mapping[str, nn.Parameter], config: "OptimConfig") -> list[torch.optim.Optimizer]:
-    """Optimizers that together move every parameter; each group has a "factor" on the rate."""
+def open_optimizers(
+    parameters: Mapping[str, nn.Parameter], config: "OptimConfig", precision: torch.dtype = torch.float32
+) -> list[torch.optim.Optimizer]:
+    """Optimizers that together move every parameter; each group has a "factor" on the rate.
+
+    Args:
+        parameters: What is trained, by name.
+        config: Kind and rates.
+        precision: Of Muon's orthogonalisation.
+    """
     inner = {name: parameter for name, parameter in parameters.items() if _is_inner_matrix(name, parameter)}
     if config.optimizer == "adamw":
         inner = {}
@@ -76,7 +93,7 @@ def open_optimizers(parameters: Mapping[str, nn.Parameter], config: "OptimConfig
         optimizers.append(torch.optim.AdamW(parameter_groups(rest, config), lr=config.lr, betas=config.betas))
     if inner:
         group = {"params": list(inner.values()), "factor": 1.0}
-        optimizers.append(Muon([group], config.lr, weight_decay=config.weight_decay))
+        optimizers.append(Muon([group], config.lr, weight_decay=config.weight_decay, precision=precision))
     return optimizers
 
 

@@ -10,17 +10,20 @@ from da3gs.train.loop import OptimConfig
 from da3gs.train.optimizers import Muon, open_optimizers, orthogonalized
 
 
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(96, 96), (64, 256), (256, 64)])
-def test_directions_are_orthogonal(shape):
+def test_directions_are_orthogonal(shape, precision):
     torch.manual_seed(0)
     U, S, V = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     matrix = U @ torch.diag(torch.logspace(0, -2, len(S))) @ V  # condition 100
-    values = torch.linalg.svdvals(orthogonalized(matrix))
+    direction = orthogonalized(matrix, precision)
+    assert direction.dtype == torch.float32
+    values = torch.linalg.svdvals(direction)
     assert values.min() > 0.5 and values.max() < 1.3
     exact = U @ V
-    cosine = (orthogonalized(matrix) * exact).sum() / (orthogonalized(matrix).norm() * exact.norm())
+    cosine = (direction * exact).sum() / (direction.norm() * exact.norm())
     assert cosine > 0.97
-    assert torch.equal(orthogonalized(torch.zeros(shape)), torch.zeros(shape))
+    assert torch.equal(orthogonalized(torch.zeros(shape), precision), torch.zeros(shape))
 
 
 def test_steps_do_not_depend_on_the_size_of_gradients_and_have_the_size_of_adamw():
