@@ -23,7 +23,7 @@ from da3gs.errors import Da3gsError, InputError, MissingDependencyError
 from da3gs.train.checkpointing import MovingAverage, checkpoints, load_state, save_state, trained_parameters
 from da3gs.train.gs_head import GSHeadTask
 from da3gs.train.optimizers import open_optimizers
-from da3gs.train.reporting import Reporter
+from da3gs.train.reporting import Reporter, recorded_evaluation
 from da3gs.train.student import StudentTask
 from da3gs.train.task import Task
 from da3gs.train.teacher import TeacherTask
@@ -155,6 +155,7 @@ class _Run:
         self.step, self.skipped, self.skipped_in_row = 0, 0, 0
         self.main = accelerator.is_main_process
         self.reporter: Reporter | None = None
+        self.evaluated: dict[str, float] = {}
 
     def prepare(self, resume: bool) -> None:
         """Folder, checkpoint, logs."""
@@ -180,6 +181,8 @@ class _Run:
                     "the seed of the run"
                 )
             logger.info("resumed from %s", found[-1])
+            if (output / "model.safetensors").is_file():
+                self.evaluated = recorded_evaluation(output, self.step)
         self.accelerator.wait_for_everyone()
         if self.main:
             save_config(self.config, output / "config.yaml")
@@ -189,9 +192,11 @@ class _Run:
         config = self.config
         last = config.optim.steps if not config.stop_after else min(config.optim.steps, self.step + config.stop_after)
         batches = self._batches(last)
-        metrics: dict[str, float] = {}
+        metrics = self.evaluated
         if self.step >= last:
             logger.info("the run is complete at step %d; set optim.steps higher to go on", self.step)
+        # A checkpoint is written before its evaluation: a run stopped between the two lacks the latter.
+        if self.step and not metrics and (self.step >= last or self.step % config.evaluate_every == 0):
             metrics = self._evaluate()
         try:
             while self.step < last:

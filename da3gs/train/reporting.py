@@ -95,6 +95,23 @@ class Reporter:
         path.write_text("".join(f"{line}\n" for line in kept))
 
 
+def recorded_evaluation(run: Path, step: int) -> dict[str, float]:
+    """Metrics of the evaluation at a step as the log of a run has them; empty where there was none.
+
+    Args:
+        run: Folder of the run.
+        step: Steps done.
+    """
+    path, found = run / METRICS, {}
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            if line.endswith("}") and '"eval/' in line:  # a line may be cut short by a kill
+                facts = json.loads(line)
+                if facts["step"] == step:
+                    found = {k.removeprefix("eval/"): v for k, v in facts.items() if k.startswith("eval/")}
+    return found
+
+
 def _tensorboard(run: Path, first_step: int):
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -164,4 +164,3 @@ def test_index_files(tmp_path):
         path.write_text(content)
         with pytest.raises(FormatError, match=message):
             read_frame_index(path)
-    assert FrameIndex("a", "b", {}).scenes == {}

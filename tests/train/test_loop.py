@@ -147,6 +147,12 @@ def test_an_occupied_folder_is_not_overwritten(smoke):
     with pytest.raises(InputError, match=r"holds a run at step_0000001; add --resume"):
         train(config)
     assert train(config, resume=True) == metrics and metrics  # nothing left to do: its result once more
+    log = config.output / "metrics.jsonl"
+    written = log.read_text()
+    *_, evaluation = written.splitlines(keepends=True)
+    assert written.count('"eval/delta1_free"') == 1 and '"eval/delta1_free"' in evaluation
+    log.write_text(written.replace(evaluation, evaluation[:40]))  # killed after its checkpoint, in the evaluation
+    assert train(config, resume=True) == metrics and log.read_text() == written
     path = checkpoints(config.output)[-1] / "state.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="is damaged"):
