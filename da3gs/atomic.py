@@ -10,6 +10,9 @@ from pathlib import Path
 
 from da3gs.errors import Da3gsError, InputError
 
+# Lists what a folder was written with, so that a later call may tell it from a folder of the user's.
+MARK = ".da3gs"
+
 _WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
 
 
@@ -28,9 +31,11 @@ def check_replaceable(folder: str | os.PathLike, what: str, own: Collection[str]
     if folder.is_file():
         raise InputError(f"cannot write {what} to {folder}: it is a file, a folder was expected")
     resolved = folder.resolve()
+    if not resolved.parent.is_dir():
+        raise InputError(f"cannot write {folder}: folder {resolved.parent} does not exist; create it first")
+    if not os.access(resolved.parent, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {folder}: you may not write to {resolved.parent}; choose another folder")
     if not folder.is_dir():
-        if not resolved.parent.is_dir():
-            raise InputError(f"cannot write {folder}: folder {resolved.parent} does not exist; create it first")
         return
     found = {item.name for item in folder.iterdir()}
     foreign = sorted(found - set(own))
@@ -41,6 +46,17 @@ def check_replaceable(folder: str | os.PathLike, what: str, own: Collection[str]
         )
     if resolved == Path.cwd():
         raise InputError(f"the current folder cannot be replaced by {what}; name another one, such as out/")
+
+
+def mark(folder: Path) -> None:
+    """Note in a folder that was just written what is in it."""
+    (folder / MARK).write_text("".join(f"{item.name}\n" for item in sorted(folder.iterdir())))
+
+
+def marked(folder: str | os.PathLike) -> set[str]:
+    """Names that `mark` noted, and the note itself; none where there is no note."""
+    note = Path(folder).expanduser() / MARK
+    return {MARK, *note.read_text().splitlines()} if note.is_file() else set()
 
 
 @contextmanager
@@ -57,6 +73,8 @@ def atomic_path(path: str | os.PathLike, *, directory: bool = False) -> Iterator
         InputError: The folder of `path` does not exist or cannot be written, or `path` is of the other kind.
     """
     final = Path(path)
+    if not final.name:  # "." and the like
+        final = final.resolve()
     parent = final.parent
     if not parent.is_dir():
         raise InputError(f"cannot write {final}: folder {parent} does not exist; create it first")
@@ -78,7 +96,13 @@ def atomic_path(path: str | os.PathLike, *, directory: bool = False) -> Iterator
         if directory and final.is_dir():
             old = holder / "replaced"
             os.rename(final, old)
-        os.replace(temporary, final)
+            try:
+                os.rename(temporary, final)
+            except OSError:
+                os.rename(old, final)
+                raise
+        else:
+            os.replace(temporary, final)
     except Da3gsError as error:
         # A file inside a folder that is being written: its user knows the final name only.
         if str(temporary) not in str(error):

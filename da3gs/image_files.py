@@ -5,7 +5,8 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -32,7 +33,7 @@ _FULL_FRAME_DIAGONAL_MM = (36.0**2 + 24.0**2) ** 0.5
 
 def natural_key(path: str | os.PathLike) -> list:
     """Sort key that orders ``img2`` before ``img10``."""
-    return [int(part) if part.isdigit() else part.lower() for part in re.split(r"([0-9]+)", str(path))]
+    return [int(part) if part.isdecimal() else part.lower() for part in re.split(r"([0-9]+)", str(path))]
 
 
 def find_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list[Path]:
@@ -65,14 +66,27 @@ def find_images(source: str | os.PathLike | Sequence[str | os.PathLike]) -> list
         if not found and (path / "images").is_dir():
             found = _images_in(path / "images")
             log.info("no images in %s itself; taking %s", path, path / "images")
+        unreadable = [item for item in sorted(path.iterdir()) if item.suffix.lower() in _UNSUPPORTED_SUFFIXES]
+        kinds = ", ".join(sorted({item.suffix.lower() for item in unreadable}))
         if not found:
-            other = sorted({item.suffix.lower() for item in path.iterdir()} & set(_UNSUPPORTED_SUFFIXES))
-            hint = f"; it holds {', '.join(other)} files, convert them to JPEG or PNG first" if other else ""
+            hint = f"; it holds {kinds} files, convert them to JPEG or PNG first" if unreadable else ""
             raise InputError(f"no images in folder {path} (looked for {' '.join(IMAGE_SUFFIXES)}){hint}")
+        if unreadable:
+            log.warning(
+                "%d files in %s are left out, since %s cannot be read (%s%s); convert them to JPEG or PNG",
+                len(unreadable),
+                path,
+                kinds,
+                ", ".join(item.name for item in unreadable[:4]),
+                " ..." if len(unreadable) > 4 else "",
+            )
         return found
     if re.search(r"[*?\[]", str(source)):
         root = Path(path.anchor or ".")
-        matches = list(root.glob(str(path.relative_to(path.anchor))))
+        try:
+            matches = list(root.glob(str(path.relative_to(path.anchor))))
+        except (ValueError, NotImplementedError) as error:
+            raise InputError(f"{source} is no pattern that can be searched: {error}") from error
         found = sorted((item for item in matches if _is_image_name(item)), key=natural_key)
         if not found:
             raise InputError(f"the pattern {source} matches no image ({len(matches)} other matches)")
@@ -99,19 +113,14 @@ def load_image(
     path = Path(path)
     _check_has_bytes(path)
     try:
-        with warnings.catch_warnings():
-            # Large panoramas are legitimate; Pillow still refuses above twice this limit.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.load()
-                return image_to_rgb(image, exif_orientation=exif_orientation, alpha=alpha, name=str(path))
+        with open_header(path) as image:
+            image.load()
+            return image_to_rgb(image, exif_orientation=exif_orientation, alpha=alpha, name=str(path))
     except UnidentifiedImageError as error:
         deep = _read_deep_tiff(path)
         if deep is None:
             raise FormatError(_not_an_image(path)) from error
         return deep
-    except Image.DecompressionBombError as error:
-        raise FormatError(f"{path}: {error}; scale the image down first") from error
     except FormatError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
@@ -134,6 +143,25 @@ def image_to_rgb(
     return np.array(image.convert("RGB"))
 
 
+@contextmanager
+def open_header(path: Path) -> Iterator[Image.Image]:
+    """An image file of which no pixel is read yet.
+
+    Raises:
+        FormatError: More pixels than Pillow reads (179 million).
+        OSError and what else Pillow raises for files it cannot read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Large panoramas are legitimate; Pillow still refuses above twice this limit.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Image.DecompressionBombError as error:
+        raise FormatError(f"{path}: {error}; scale the image down first") from error
+    with image:
+        yield image
+
+
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) of the pixels as stored (EXIF orientation not applied), from the header alone.
 
@@ -143,8 +171,10 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     path = Path(path)
     _check_has_bytes(path)
     try:
-        with Image.open(path) as image:
+        with open_header(path) as image:
             return image.size
+    except FormatError:
+        raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         deep = _read_deep_tiff(path)
         if deep is None:
@@ -161,9 +191,11 @@ def exif_focal_px(path: str | os.PathLike) -> float | None:
     path = Path(path)
     _check_has_bytes(path)
     try:
-        with Image.open(path) as image:
+        with open_header(path) as image:
             f35_mm = image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_LENGTH_35MM)
             diagonal_px = float(np.hypot(*image.size))
+    except FormatError:
+        raise
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise FormatError(_not_an_image(path)) from error
     return float(f35_mm) / _FULL_FRAME_DIAGONAL_MM * diagonal_px if f35_mm else None

@@ -291,6 +291,30 @@ def prepare_views(
     return views if cameras is None else replace(views, cameras=views.cameras_to_processed(cameras))
 
 
+def magnified(views: Views, images: Sequence[ImageLike], size_px: int, *, exif_orientation: bool) -> Views:
+    """The same parts of the same pictures, larger: a whole number of sevenths as large, so that every side stays whole.
+
+    Args:
+        views: Of a "..._resize" method: what was resized has sides that are multiples of 14, crops start at those of 7.
+        images: What `views` was made of.
+        size_px: Bound on the longest side of a whole picture.
+        exif_orientation: As for `prepare_views`.
+    """
+    sevenths = 7 * size_px // int(views.resized_size.max())
+    resized_size, crops = (values * sevenths // 7 for values in (views.resized_size, views.crop_left_top))
+    width, height = (side * sevenths // 7 for side in views.size)
+    stacked = torch.empty(len(views), 3, height, width)
+    for view, image in enumerate(images):
+        original = _as_uint8(image, views.names[view], exif_orientation)
+        whole = resized_size[view].tolist()
+        resized = _resize(original, *whole, grows=whole[0] > original.shape[1] or whole[1] > original.shape[0])
+        left, top = crops[view].tolist()
+        stacked[view] = tensor_from_uint8(resized[top : top + height, left : left + width])
+    larger = replace(views, images=stacked, resized_size=resized_size, crop_left_top=crops, cameras=None)
+    cameras = None if views.cameras is None else views.cameras.scaled(width=width, height=height)
+    return replace(larger, cameras=cameras)
+
+
 def _fit_to_patches(
     image: np.ndarray, size_px: int, method: str, label: str
 ) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:

@@ -50,7 +50,8 @@ class RefineConfig:
 
     Attributes:
         steps: One view each. None: 50 per view, at least 300 and at most 3000.
-        sh_degree: Of the result; colours then depend on the direction they are seen from.
+        sh_degree: Of the result; above 0 colours depend on the direction they are seen from. None: that of the scene,
+            at least 1.
         ssim_weight: Weight of the structural term in the loss; the rest is mean squared error.
         exposure: Let every picture have a colour gain of its own, which the scene does not keep.
         poses: Also move the cameras.
@@ -60,7 +61,7 @@ class RefineConfig:
     """
 
     steps: int | None = None
-    sh_degree: int = 1
+    sh_degree: int | None = None
     ssim_weight: float = 0.2
     exposure: bool = True
     poses: bool = False
@@ -71,7 +72,7 @@ class RefineConfig:
     def __post_init__(self):
         if self.steps is not None and self.steps < 1:
             raise InputError(f"steps must be >= 1; got {self.steps}")
-        if self.sh_degree not in (0, 1, 2, 3):
+        if self.sh_degree not in (None, 0, 1, 2, 3):
             raise InputError(f"sh_degree must be 0, 1, 2 or 3; got {self.sh_degree}")
         if not 0 <= self.ssim_weight <= 1:
             raise InputError(f"ssim_weight must lie in [0, 1]; got {self.ssim_weight:g}")
@@ -104,7 +105,8 @@ def refine(
         InputError: No Gaussians, or too few views to hold some out.
     """
     config = config or RefineConfig()
-    config = replace(config, steps=config.steps_for(len(scene.cameras)))
+    degree = max(1, scene.gaussians.sh_degree) if config.sh_degree is None else config.sh_degree
+    config = replace(config, steps=config.steps_for(len(scene.cameras)), sh_degree=degree)
     assert config.steps is not None
     views = list(range(len(scene.cameras)))
     held_out = views[config.hold_out // 2 :: config.hold_out] if config.hold_out else []
@@ -116,9 +118,10 @@ def refine(
     rendering = RenderConfig(antialiased=bool(scene.report.get("antialiased", True)), depth=False)
     start = scene.gaussians.detach()
     if config.max_gaussians is not None:
-        start, _ = keep_budget(start, scene.cameras, config.max_gaussians, rendering)
-    state = _State(start.with_sh_degree(config.sh_degree), scene, fitted, config)
-    before = {name: _measured(state, chosen, rendering) for name, chosen in (("fit", fitted), ("held_out", held_out))}
+        start, _ = keep_budget(start, scene.cameras[fitted], config.max_gaussians, rendering)
+    state = _State(start.with_sh_degree(degree), scene, fitted, config)
+    parts = (("fit", fitted), ("held_out", held_out))
+    before = {name: _measured(state, scene.gaussians.detach(), chosen, rendering) for name, chosen in parts}
     generator = torch.Generator().manual_seed(config.seed)
     order: list[int] = []
     for step in range(config.steps):
@@ -127,7 +130,7 @@ def refine(
         value = state.step(order.pop(), step, rendering)
         if on_step is not None:
             on_step(step + 1, value)
-    after = {name: _measured(state, chosen, rendering) for name, chosen in (("fit", fitted), ("held_out", held_out))}
+    after = {name: _measured(state, state.gaussians(), chosen, rendering) for name, chosen in parts}
     facts: dict[str, Any] = asdict(config) | {
         "psnr_fit": [before["fit"], after["fit"]],
         "psnr_held_out": [before["held_out"], after["held_out"]] if held_out else None,
@@ -202,11 +205,10 @@ def _group(values: Tensor, rate: float, means: bool = False) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _measured(state: _State, views: list[int], rendering: RenderConfig) -> float | None:
+def _measured(state: _State, gaussians: Gaussians, views: list[int], rendering: RenderConfig) -> float | None:
     """Mean PSNR in dB over views, each with its colour gain; None without views."""
     if not views:
         return None
-    gaussians = state.gaussians()
     values = []
     for view in views:
         out = render(gaussians, state.cameras([view]), rendering)

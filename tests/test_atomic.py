@@ -33,6 +33,23 @@ def test_folders_are_replaced_as_a_whole(tmp_path):
     assert os.listdir(target) == ["two"] and os.listdir(tmp_path) == ["out"]
 
 
+def test_a_failed_exchange_brings_the_old_folder_back(tmp_path, monkeypatch):
+    target = tmp_path / "out"
+    target.mkdir()
+    (target / "old").write_text("years of work")
+    rename = os.rename
+
+    def once(source, goal):
+        if goal == target and (source / "new").exists():
+            raise OSError(28, "No space left on device")
+        rename(source, goal)
+
+    monkeypatch.setattr("da3gs.atomic.os.rename", once)
+    with pytest.raises(InputError, match="No space left"), atomic_path(target, directory=True) as path:
+        (path / "new").write_text("")
+    assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["out"]
+
+
 def test_places_that_cannot_be_written_are_named(tmp_path):
     with pytest.raises(InputError, match="does not exist; create it first"), atomic_path(tmp_path / "no" / "a"):
         pass

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from da3gs.data.photo_files import decode_fully, exif_orientation
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
 from da3gs.images import (
@@ -17,6 +18,7 @@ from da3gs.images import (
     find_images,
     image_size,
     load_image,
+    magnified,
     prepare_views,
     tensor_from_uint8,
     uint8_from_tensor,
@@ -37,6 +39,22 @@ def smooth(height, width):
 def intrinsics(views, width, height, focal=200.0):
     K = torch.tensor([[focal, 0.0, width / 2 + 3], [0.0, 1.05 * focal, height / 2 - 2], [0.0, 0.0, 1.0]])
     return Cameras(None, K.expand(views, 3, 3).clone(), width, height)
+
+
+@pytest.mark.parametrize("sizes", [[(270, 480), (480, 270)], [(300, 400), (302, 403), (301, 399)]])
+def test_magnified_views_show_the_same_parts(sizes):
+    """Their pixels lie where the cameras of the originals, brought to the larger size, say they do."""
+    pictures = [smooth(height, width) for height, width in sizes]
+    small = prepare_views(pictures, size_px=196)
+    large = magnified(small, pictures, 504, exif_orientation=True)
+    assert large.size == tuple(side * 18 // 7 for side in small.size)
+    assert large.resized_size.max() == 504
+    height, width = small.images.shape[-2:]
+    shrunk = torch.nn.functional.interpolate(large.images, (height, width), mode="area")
+    assert float((shrunk - small.images)[..., 2:-2, 2:-2].abs().max()) < 0.01
+    originals = Cameras(None, intrinsics(1, 10, 10).K.expand(len(sizes), 3, 3), *torch.tensor(sizes).flip(1).T)
+    expected = small.cameras_to_processed(originals).scaled(width=large.size[0], height=large.size[1])
+    torch.testing.assert_close(large.cameras_to_processed(originals).K, expected.K)
 
 
 # ---------------------------------------------------------------- finding
@@ -168,6 +186,30 @@ def test_damaged_files_are_named(tmp_path):
         load_image(tmp_path / "gone.jpg")
     with pytest.raises(InputError, match="is a folder"):
         load_image(tmp_path)
+
+
+def test_too_many_pixels_are_one_clear_line_wherever_they_are_asked_for(tmp_path, monkeypatch):
+    path = tmp_path / "huge.jpg"
+    Image.new("RGB", (64, 48)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for ask in (load_image, image_size, exif_focal_px, decode_fully, exif_orientation):
+        with pytest.raises(FormatError, match=r"huge.jpg: .*scale the image down first"):
+            ask(path)
+
+
+def test_raw_photos_beside_others_are_named(tmp_path, caplog):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "IMG_1.HEIC").write_bytes(b"ftypheic")
+    assert [path.name for path in find_images(tmp_path)] == ["a.png"]
+    assert "1 files in" in caplog.text and "IMG_1.HEIC" in caplog.text
+
+
+def test_strange_names_and_patterns(tmp_path):
+    for name in ("²1.png", "10.png", "9.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    assert [path.name for path in find_images(tmp_path)] == ["9.png", "10.png", "²1.png"]
+    with pytest.raises(InputError, match="is no pattern that can be searched"):
+        find_images(f"{tmp_path}/**.jpg")
 
 
 def test_exif_focal_length(tmp_path):

@@ -356,6 +356,24 @@ def test_measured_depth_without_cameras_sets_the_scale():
     assert scene.report["frame"]["unit"] == "given"
 
 
+def test_cameras_of_structure_from_motion_take_the_unit_of_measured_depth():
+    truth = arc(4)
+    images, depth = see(truth)
+    moved = truth.transform(OWN_FRAME)
+    rows = torch.arange(0, WIDTH * HEIGHT, 37)
+    points = [moved[[view]].unproject(depth[[view]] * OWN_FRAME.scale)[0].reshape(-1, 3)[rows] for view in range(4)]
+    names = tuple(f"{view}" for view in range(4))
+    source = Source(list(images), names, moved, depth=list(depth), points=points, poses_from="structure from motion")
+    config = ReconstructConfig(size_px=WIDTH, depth="given")
+    scene = reconstruct(source, config=config)
+    expected, found = (torch.cdist(c.centers, c.centers) for c in (truth, scene.cameras))
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4) and torch.allclose(scene.depth, depth)
+    choice = next(c for c in scene.report["choices"] if c["what"] == "scale of the cameras")
+    assert choice["value"] == pytest.approx(1 / float(OWN_FRAME.scale), rel=1e-3)
+    with pytest.raises(InputError, match="cameras from structure from motion have no unit"):
+        reconstruct(dataclasses.replace(source, points=None), config=config)
+
+
 def test_measured_depth_is_taken_at_pixel_centres_at_any_size():
     truth = arc(2)
     images, depth = see(truth)
@@ -480,7 +498,7 @@ def test_resolution_goes_first_then_views():
 def test_what_cannot_fit_is_refused_with_advice():
     with pytest.raises(InputError, match="too little for even one view at 280 px"):
         plan_memory(_cost, views=8, size_px=504, aspect=0.75, free_bytes=2_000_000)
-    with pytest.raises(InputError, match=r"use --size \d+ --max-views 8"):
+    with pytest.raises(InputError, match=r"8 views with --size \d+ would fit"):
         plan_memory(
             _cost, views=8, size_px=504, aspect=0.75, free_bytes=int(_cost(8, 294, 392) / 0.85), when_tight="refuse"
         )

@@ -75,6 +75,18 @@ def test_cameras_find_their_way_back(scene):
     assert refined.report["refinement"]["psnr_fit"][1] > fixed
 
 
+def test_a_scene_keeps_its_degree_and_before_means_the_scene_as_it_was(scene):
+    torch.manual_seed(0)
+    splats = scene.gaussians.with_sh_degree(2)
+    sh = splats.sh.clone()
+    sh[:, 1:] = 0.2 * torch.randn_like(sh[:, 1:])
+    coloured = replace(scene, gaussians=replace(splats, sh=sh))
+    kept = refine(coloured, RefineConfig(steps=1, exposure=False))
+    assert kept.gaussians.sh_degree == 2 and kept.report["refinement"]["sh_degree"] == 2
+    flat = refine(coloured, RefineConfig(steps=1, exposure=False, sh_degree=0, max_gaussians=500))
+    assert flat.report["refinement"]["psnr_fit"][0] == kept.report["refinement"]["psnr_fit"][0]
+
+
 def test_a_budget_is_kept_and_steps_follow_the_views(scene):
     refined = refine(scene, RefineConfig(steps=2, max_gaussians=2000, sh_degree=0))
     assert len(refined.gaussians) == refined.report["gaussians"]["count"] == 2000

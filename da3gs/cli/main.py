@@ -3,6 +3,7 @@
 Exit status: 0 done, 2 bad input or arguments, 130 interrupted, 141 the reader of stdout went away.
 """
 
+import dataclasses
 import difflib
 import errno
 import importlib
@@ -10,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -146,7 +148,19 @@ def _run(name: str, command: Command, arguments: list[str], *, debug: bool, quie
     except SystemExit as exit_request:  # the help has been printed
         return exit_request.code if isinstance(exit_request.code, int) else EXIT_BAD_INPUT
     set_up_logging(quiet=quiet, debug=debug)
+    _expand_home(parsed)
     return parsed.run()
+
+
+def _expand_home(command: Any) -> None:
+    """`~` at the start of paths, which shells leave alone in `--flag=~/path`."""
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name)
+        if isinstance(value, Path):
+            setattr(command, field.name, value.expanduser())
+        elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
+            expanded = (item.expanduser() if isinstance(item, Path) else item for item in value)
+            setattr(command, field.name, type(value)(expanded))
 
 
 def _import_command(name: str, module: str) -> ModuleType:

@@ -199,6 +199,7 @@ class ReconstructCommand:
             raise MissingDependencyError("--view needs the command 'da3gs view', which is not installed")
         check_at_least(
             ("--size", self.size, 14),
+            ("--splat-size", self.splat_size, 14),
             ("--video-frames", self.video_frames, 1),
             ("--max-views", self.max_views, 1),
             ("--max-gaussians", self.max_gaussians, 1),

@@ -46,8 +46,9 @@ class RefineCommand:
     steps: Annotated[int | None, arg(metavar="N")] = None
     """Views rendered and compared. Default: 50 per view, 300 to 3000."""
 
-    sh_degree: Literal[0, 1, 2, 3] = 1
-    """Degree of the colours: above 0 they depend on the direction they are seen from."""
+    sh_degree: Literal[0, 1, 2, 3] | None = None
+    """Degree of the colours: above 0 they depend on the direction they are seen from. Default: the scene's, at least
+    1."""
 
     poses: bool = False
     """Also move the cameras: where they were found and not measured."""

@@ -255,14 +255,16 @@ def _image_root(model_folder: Path, image_folder: str | os.PathLike | None, name
         if not root.is_dir():
             raise InputError(f"image folder {root} does not exist")
         return root
-    above = [model_folder, *list(model_folder.resolve().parents)[:3]]
+    # The folder may be a link: what lies beside the link counts as well as what lies beside its target.
+    beside = {folder: None for path in (model_folder.absolute(), model_folder.resolve()) for folder in path.parents[:3]}
+    above = [model_folder, *beside]
     tried = [folder / part for folder in above for part in ("images", ".")]
     for root in tried:
         if any((root / name).is_file() for name in names):
             return root
     raise InputError(
         f"{model_folder}: its images ({names[0]} and {len(names) - 1} more) are in no folder 'images' beside or above "
-        "it; say where they are"
+        "it; give the folder of the images as input and this one as --cameras (in Python: image_folder)"
     )
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import os
 import struct
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from da3gs.errors import FormatError, InputError
+from da3gs.image_files import open_header
 from da3gs.images import image_size, load_image
 
 # Icons and thumbnails that lie among photographs are smaller than this on one side.
@@ -31,16 +31,14 @@ def decode_fully(path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix.lower() in (".jpg", ".jpeg") and path.is_file() and path.stat().st_size:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
-                    image.load()
+            with open_header(path) as image:
+                image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+                image.load()
             return
+        except FormatError:
+            raise
         except UnidentifiedImageError:
             pass  # load_image says what the file holds instead
-        except Image.DecompressionBombError as error:
-            raise FormatError(f"{path}: {error}; scale the image down first") from error
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
             raise FormatError(f"{path}: truncated or damaged ({error}); copy or export it again") from error
     load_image(path)
@@ -49,7 +47,7 @@ def decode_fully(path: str | os.PathLike) -> None:
 def exif_orientation(path: str | os.PathLike) -> int:
     """EXIF orientation 1-8 of a readable image file; 1 (stored upright) when the file does not say."""
     try:
-        with Image.open(path) as image:
+        with open_header(Path(path)) as image:
             value = image.getexif().get(_EXIF_ORIENTATION)
     except UnidentifiedImageError:
         return 1  # 16-bit RGB TIFF, which Pillow cannot open

@@ -56,7 +56,7 @@ class ChunkedScene:
         Raises:
             FormatError: Damaged.
         """
-        return np.asarray(_decoded(self._encoded[index], f"{self.key}, frame {index}").convert("RGB"))
+        return np.asarray(_decoded(self._encoded[index], f"{self.key}, frame {index}", "RGB"))
 
 
 def is_chunk_folder(folder: Path) -> bool:
@@ -101,9 +101,9 @@ def read_chunked_scene(path: Path, key: str) -> ChunkedScene:
 def _chunk(path: Path) -> list[dict[str, Any]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FormatError(f"{path} is no chunk of scenes, or damaged ({reason})") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError, LookupError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FormatError(f"{path} is no chunk of scenes, or damaged ({reason or type(error).__name__})") from error
     if not isinstance(content, list) or not all(isinstance(entry, dict) for entry in content):
         raise FormatError(f"{path}: expected a list of scenes; got {type(content).__name__}")
     return content
@@ -132,8 +132,10 @@ def _scene(entry: dict[str, Any], path: Path) -> ChunkedScene:
     return ChunkedScene(str(entry["key"]), tuple(int(stamp) for stamp in stamps), cameras, images)
 
 
-def _decoded(encoded: torch.Tensor, where: str) -> Image.Image:
+def _decoded(encoded: torch.Tensor, where: str, mode: str | None = None) -> Image.Image:
+    """An encoded image; its header alone without a mode to convert to."""
     try:
-        return Image.open(io.BytesIO(encoded.numpy().tobytes()))
+        image = Image.open(io.BytesIO(encoded.numpy().tobytes()))
+        return image if mode is None else image.convert(mode)
     except (UnidentifiedImageError, OSError, AttributeError) as error:
         raise FormatError(f"{where}: not an encoded image ({error})") from error

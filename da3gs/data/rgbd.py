@@ -4,6 +4,8 @@ Letters: V views, H W pixels.
 """
 
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,7 +155,7 @@ def _read_array(path: Path) -> np.ndarray:
             return loaded[name]
     except FormatError:
         raise
-    except (ValueError, OSError, EOFError, IndexError, KeyError) as error:
+    except (ValueError, OSError, EOFError, IndexError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise FormatError(f"{path}: not a readable NumPy file ({error})") from error
 
 

@@ -201,7 +201,8 @@ def measure_clip(path: str | os.PathLike, *, content: bool = True, progress: boo
     ):
         raise FormatError(
             f"{path}: the video breaks off after {len(times)} of {int(promised)} frames "
-            f"({times_s[-1] - times_s[0]:.1f} of {promised / clip_fps:.1f} s); copy or download it again"
+            f"({times_s[-1] - times_s[0]:.1f} of {promised / clip_fps:.1f} s); copy or "
+            "download it again, or encode it anew if it was cut without that"
         )
     missing = np.zeros(len(times))
     return ClipMeasures(np.array(sharpness) if content else missing, np.array(motion) if content else missing, times_s)
@@ -273,7 +274,7 @@ class _Capture:
         os.environ.setdefault(_LOG_LEVEL, "-8")  # AV_LOG_QUIET
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
-            self.capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
+            self.capture = cv2.VideoCapture(str(self.path.absolute()), cv2.CAP_FFMPEG)
         finally:
             cv2.utils.logging.setLogLevel(level)
             if unset:

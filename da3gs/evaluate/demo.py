@@ -15,11 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from da3gs.atomic import atomic_path
+from da3gs.atomic import atomic_path, check_replaceable
 from da3gs.data.inputs import load_input
 from da3gs.data.sfm import with_sfm_cameras
 from da3gs.data.synthetic import HELD_OUT_STYLES, SyntheticViews, make_scene, render_views, sample_cameras
-from da3gs.errors import InputError
 from da3gs.export.scene_folder import save_scene
 from da3gs.export.video import colorize_depth, save_image, uint8_picture, write_contact_sheet
 from da3gs.gaussians import Scene
@@ -95,7 +94,7 @@ def run_demo(
         video: Render the fly-through.
         stages: Receives seconds and memory per stage.
     """
-    _check_output(Path(output))
+    check_replaceable(output, "a demo", (PHOTOS, SCENE, NUMBERS, COMPARISON), (NUMBERS,))
     stages = stages or Stages()
     with stages("photographing a procedural scene"):
         context, targets = _photograph(views, seed)
@@ -123,16 +122,6 @@ def run_demo(
             _write_comparison(folder / COMPARISON, scene, context, targets, renders)
         (folder / NUMBERS).write_text(json.dumps(asdict(numbers), indent=1, allow_nan=False) + "\n")
     return numbers
-
-
-def _check_output(folder: Path) -> None:
-    """InputError if a folder holds anything that a demo did not write."""
-    if folder.is_dir():
-        foreign = sorted({item.name for item in folder.iterdir()} - {PHOTOS, SCENE, NUMBERS, COMPARISON})
-        if foreign:
-            raise InputError(
-                f"folder {folder} holds other files ({foreign[0]}), which a demo would replace; choose an empty one"
-            )
 
 
 def compare(

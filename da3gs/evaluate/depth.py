@@ -130,6 +130,7 @@ class DepthEstimation:
         if cameras is None and self.intrinsics:
             cameras = views.cameras.without_poses()
         groups = [[view] for view in range(len(views))] if self.mode == "single" else [list(range(len(views)))]
+        self.model_use.check_memory(len(groups[0]), views.size)
         maps, notes = [], []
         for group in groups:
             prediction = model.predict(

@@ -19,6 +19,7 @@ from da3gs.metrics.poses import PoseMetrics, pose_metrics
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.digest import weights_digest
 from da3gs.pipeline.fitting import released_head
+from da3gs.pipeline.memory_plan import free_memory, plan_memory
 from da3gs.pipeline.reconstruction import ReconstructConfig, reconstruct
 from da3gs.pipeline.sources import Source, source_from_input
 
@@ -64,6 +65,21 @@ class Method:
             self.config,
             size_px=min(asked, max(PATCH_PX, max(size) // PATCH_PX * PATCH_PX)),
             splat_size_px=self.config.splat_size_px or self.config.size_px or DEFAULT_SIZE_PX,
+        )
+
+    def check_memory(self, views: int, size: tuple[int, int]) -> None:
+        """InputError if one pass over so many pictures of a size (width, height) does not fit into free memory."""
+        asked = self.config_for(size).size_px
+        assert asked is not None
+        weights = sum(value.numel() * value.element_size() for value in self.model.network.parameters())
+        free = free_memory(self.model.device)
+        plan_memory(
+            self.model.estimate_memory,
+            views=views,
+            size_px=asked,
+            aspect=min(size) / max(size),
+            free_bytes=None if free is None else free + weights,  # the estimate counts the weights
+            when_tight="refuse",
         )
 
 

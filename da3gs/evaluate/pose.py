@@ -115,6 +115,7 @@ class PoseEstimation:
                 logger.warning("%s", error)
                 return None, []
             return found.cameras, found.registered.nonzero().flatten().tolist()
+        self.model_use.check_memory(len(views), views.size)
         model, config = self.model_use.model, self.model_use.config_for(views.size)
         prediction = model.predict(
             list(views.images),

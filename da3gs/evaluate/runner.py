@@ -166,6 +166,8 @@ def run_evaluation(
         InputError: No scene could be evaluated (with the first reason), or a folder that holds something else.
     """
     chosen = [scene for scene in scenes if task.names(scene.name)]
+    if not scenes:
+        raise InputError("no scene to evaluate")
     if not chosen:
         raise InputError(f"none of the {len(scenes)} scenes is named by the index file, such as {scenes[0].name}")
     if len(chosen) < len(scenes):
@@ -233,22 +235,29 @@ class _Record:
         self._identity = {"protocol": identity(task.protocol()), "method": identity(task.method())}
         if self._folder is not None:
             _check_folder(self._folder)
+            for path in sorted((self._folder / SCENES).glob("*.json")):
+                self._stored(path)
 
     def finished(self, scene: SceneOnDemand) -> dict[str, Any] | None:
         """The entry of a scene that is done: the same scene, by this version."""
         if self._folder is None or not (path := self._file(SCENES, scene, ".json")).is_file():
             return None
+        stored = self._stored(path)
+        if stored.pop("made_from", None) != _origin(scene):
+            logger.info("%s has changed, or da3gs has; it is evaluated again", scene.name)
+            return None
+        return stored
+
+    def _stored(self, path: Path) -> dict[str, Any]:
+        """An entry by the same protocol and method; InputError for any other."""
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise InputError(f"{path} is damaged ({error}); remove it, and its scene is evaluated again") from error
-        if stored.pop("made_by", None) != self._identity:
+        if not isinstance(stored, dict) or stored.pop("made_by", None) != self._identity:
             raise InputError(
                 f"{self._folder} holds an evaluation of another protocol or method ({path.name}); choose another folder"
             )
-        if stored.pop("made_from", None) != _origin(scene):
-            logger.info("%s has changed, or da3gs has; it is evaluated again", scene.name)
-            return None
         return stored
 
     def keep(self, scene: SceneOnDemand, entry: Mapping[str, Any], result: SceneResult) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from da3gs.atomic import atomic_path, check_replaceable
+from da3gs.atomic import MARK, atomic_path, check_replaceable, mark
 from da3gs.data.colmap import write_colmap
 from da3gs.export.scene_folder import CAMERAS, GAUSSIANS, IMAGES, REPORT, file_stems, load_scene
 from da3gs.geometry.similarity import Similarity
@@ -38,7 +38,7 @@ def save_colmap_project(
 
     Args:
         scene_folder: As `Scene.save` writes it.
-        output: Folder; new, empty, or an earlier project, which is replaced.
+        output: Folder; new, empty, or an earlier project of this function, which is replaced.
         similarity: Moves cameras and points first.
         max_points: At most so many points, drawn from the centres of the solid splats (seeded).
 
@@ -49,7 +49,7 @@ def save_colmap_project(
         InputError: No scene there, or a folder that holds other things.
     """
     output = Path(output).expanduser()
-    check_replaceable(output, "a COLMAP project", (IMAGES, SPARSE), (SPARSE,))
+    check_replaceable(output, "a COLMAP project", (IMAGES, SPARSE, MARK), (MARK,))
     scene = load_scene(scene_folder)
     if similarity is not None:
         scene = scene.transform(similarity)
@@ -69,4 +69,5 @@ def save_colmap_project(
             scene.gaussians.means[chosen],
             colors,
         )
+        mark(temporary)
     return len(stems), len(chosen)

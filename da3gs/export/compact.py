@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import os
+import zlib
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -138,7 +139,7 @@ def spz_comments(path: str | os.PathLike) -> tuple[str, ...]:
     if content[:2] == _GZIP:
         try:
             content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(_SPZ_FLAGS + 1)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise FormatError(f"{path}: not a .spz, or damaged ({error})") from error
     marked = len(content) > _SPZ_FLAGS and content[_SPZ_FLAGS] & _SPZ_ANTIALIASED
     return (ANTIALIASED_COMMENT,) if marked else ()

@@ -20,6 +20,8 @@ import json
 import logging
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -156,7 +158,7 @@ def load_scene(folder: str | os.PathLike) -> Scene:
 def check_output_folder(folder: str | os.PathLike) -> None:
     """InputError unless a scene may be written there: a new folder in an existing one, an empty one, or one that holds
     an earlier scene and nothing else."""
-    check_replaceable(folder, "a scene", OWN_NAMES, (REPORT,))
+    check_replaceable(folder, "a scene", OWN_NAMES, (REPORT, GAUSSIANS))
 
 
 def flythrough_path(cameras: Cameras, frames: int, *, depth_hint: float | None = None) -> Cameras:
@@ -281,7 +283,7 @@ def _read_maps(path: Path, shape: tuple[int, int]) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as loaded:
             maps = {name: torch.from_numpy(loaded[name]) for name in ("depth", "confidence")}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise FormatError(f"{path}: not a depth file of a scene ({error})") from error
     for name, values in maps.items():
         if values.shape != shape or values.dtype != torch.float32:

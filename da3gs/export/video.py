@@ -8,7 +8,6 @@ import io
 import logging
 import math
 import os
-import re
 import signal
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from da3gs.atomic import atomic_path
+from da3gs.atomic import MARK, atomic_path, check_replaceable, mark, marked
 from da3gs.errors import BackendError, InputError
 from da3gs.gaussians import Gaussians
 from da3gs.geometry.cameras import Cameras
@@ -226,7 +225,7 @@ def write_stills(
 ) -> int:
     """Write frames as PNG files ``0000.png``, ``0001.png`` .. (or by `names`) in a new folder, whole or not at all.
 
-    An existing folder is replaced only if it is empty or holds numbered frames of an earlier call and nothing else.
+    An existing folder is replaced only if it is empty or holds the frames of an earlier call and nothing else.
 
     Returns:
         Number of frames.
@@ -237,10 +236,7 @@ def write_stills(
     from PIL import Image
 
     folder = Path(folder)
-    if folder.is_dir():
-        foreign = [item.name for item in folder.iterdir() if not re.fullmatch(r"\d{4,}\.png", item.name)]
-        if foreign:
-            raise InputError(f"folder {folder} holds other files ({foreign[0]}); choose a new folder for the frames")
+    check_replaceable(folder, "the frames", marked(folder), (MARK,))
     count = 0
     with atomic_path(folder, directory=True) as temporary:
         for index, frame in enumerate(tracked(frames, f"Writing {folder.name}", shown=progress, total=total)):
@@ -249,6 +245,7 @@ def write_stills(
             count += 1
         if count == 0:
             raise InputError(f"no frames to write to {folder}")
+        mark(temporary)
     return count
 
 

@@ -245,6 +245,8 @@ def predict_depth(
                     fits.append(fit_to_measured(prediction, place, source, view, config.seed))
                 parts.append(_Part.of(prediction, place, picture=not config.original_size))
             unit, notes = prediction.unit, prediction.notes
+            if together and prediction.matched is not None:
+                source, parts = _tied_parts(source, parts, prediction.matched.sure.tolist(), report)
     aligned = None
     if config.align:
         source, parts, aligned = _aligned_parts(source, parts, fits, report)
@@ -260,6 +262,19 @@ def predict_depth(
         "input": source.facts or {"views": len(source)},
     }
     return DepthMaps(together, unit, report.content, parts, source, config.original_size, aligned)
+
+
+def _tied_parts(source: Source, parts: list[_Part], sure: list[bool], report: Report) -> tuple[Source, list[_Part]]:
+    """The pictures whose cameras are more than a guess, and their maps."""
+    keep = [view for view, known in enumerate(sure) if known]
+    if len(keep) < len(sure):
+        names = [name for name, known in zip(source.names, sure, strict=True) if not known]
+        report.warn(
+            f"left out for want of overlap: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}; --single looks "
+            "at each picture alone",
+            logged=True,
+        )
+    return source[keep], [parts[view] for view in keep]
 
 
 def _aligned_parts(

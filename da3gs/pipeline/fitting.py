@@ -18,11 +18,9 @@ _BYTES_PER_PIXEL = 700
 def splat_size(source: Source, model: DA3Model, config: "ReconstructConfig") -> int | None:
     """Longest side of the images to place splats from, if that is more than the network works on."""
     asked = config.splat_size_px or config.size_px or DEFAULT_SIZE_PX
-    sizes = {source.size(view) for view in range(len(source))}
-    # Images of several sizes are cropped to what they share, and other resizing modes crop too.
-    if released_head(model) or len(sizes) > 1 or config.method != "upper_bound_resize":
+    if released_head(model) or config.method != "upper_bound_resize":  # other methods crop at will
         return None
-    wanted = min(asked, max(next(iter(sizes))))
+    wanted = min(asked, max(max(source.size(view)) for view in range(len(source))))
     return wanted if wanted > (config.size_px or model.config.size_px) else None
 
 

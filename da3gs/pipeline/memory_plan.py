@@ -75,7 +75,9 @@ def plan_memory(
             "close other programs, use a smaller model, or another device"
         )
     if when_tight == "refuse":
-        raise InputError(f"{shortage}; use --size {smaller} --max-views {fewer}, a smaller model, or another device")
+        raise InputError(
+            f"{shortage}; {fewer} views with --size {smaller} would fit, or take a smaller model or device"
+        )
     lowered = f"{shortage}: going on with {fewer} views at {smaller} px"
     logger.warning(lowered)
     return MemoryPlan(smaller, fewer, estimate(fewer, *_sides(smaller, aspect)), free_bytes, lowered)

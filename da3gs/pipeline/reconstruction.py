@@ -23,7 +23,7 @@ from da3gs.errors import BackendError, InputError
 from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget, single_layer
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, prepare_views
+from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, magnified, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import KEYPOINTS, with_point_scale
@@ -318,7 +318,10 @@ def _at_keypoints(prediction: ScenePrediction, source: Source, report: Report) -
 def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Surface:
     """The surface at the size of larger images."""
     small = surface.views
-    large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
+    if bool((small.original_size == small.original_size[0]).all()):
+        large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
+    else:  # the network saw the common middle
+        large = magnified(small, source.images, size_px, exif_orientation=source.upright)
     large = large.to(surface.depth.device)
     report.content["photographs"] = photograph_facts(source, large)
     why = f"the network's {small.size[0]}x{small.size[1]} px depth was brought to larger images along their edges"

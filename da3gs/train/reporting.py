@@ -5,6 +5,7 @@ import logging
 import time
 from pathlib import Path
 
+from da3gs.atomic import atomic_path
 from da3gs.train.panels import save_picture
 from da3gs.train.task import Evaluation
 
@@ -92,7 +93,8 @@ class Reporter:
                     kept.append(line)
             except (ValueError, KeyError):  # a line cut short by the kill
                 continue
-        path.write_text("".join(f"{line}\n" for line in kept))
+        with atomic_path(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept))
 
 
 def recorded_evaluation(run: Path, step: int) -> dict[str, float]:

@@ -79,7 +79,11 @@ class TransformsSource:
             self._check_depth()
 
     def _check_depth(self) -> None:
-        without = [path for path in self.paths if not all(_DEPTH_KEYS & frame.keys() for frame in _frames(path))]
+        without = [
+            path
+            for path in self.paths
+            if not all(any(frame.get(key) for key in _DEPTH_KEYS) for frame in _frames(path))
+        ]
         if without:
             raise InputError(
                 f"{len(without)} of {len(self.paths)} scenes have frames without depth_file_path: {without[0]}; "
@@ -121,8 +125,8 @@ class TransformsSource:
 def _frames(path: Path) -> list[dict]:
     try:
         frames = json.loads(path.read_text())["frames"]
-        if not isinstance(frames, list) or not all(isinstance(frame, dict) for frame in frames):
-            raise TypeError("frames must be a list of objects")
+        if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
+            raise TypeError("frames must be a list of objects, at least one")
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError(f"{path} is no transforms.json ({error})") from error
     return frames

@@ -94,6 +94,13 @@ def test_convert_min_opacity(capsys, scene):
     assert_same(load_gaussians("out.ply"), scene[90:])
 
 
+def test_home_is_expanded_where_shells_do_not(scene, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert main(["convert", "scene.ply", "~/mine/copy.ply"]) == 0
+    assert (tmp_path / "mine/copy.ply").is_file()
+
+
 def test_convert_empty_scene(tmp_path):
     save_gaussians(Gaussians.empty(), tmp_path / "none.ply")
     arguments = ["--min-opacity", "0.5", "--transform", "2,1,0,0,0,1,1,1"]

@@ -192,7 +192,7 @@ def test_missing_images(tmp_path):
     views = load_input(tmp_path)
     assert views.names == ("1.png", "10.png") and views.skipped == (("2.png", "does not exist"),)
     shutil.rmtree(tmp_path / "images")
-    with pytest.raises(InputError, match="say where they are"):
+    with pytest.raises(InputError, match="give the folder of the images as input and this one as --cameras"):
         read_colmap(tmp_path)
 
 

@@ -90,6 +90,15 @@ def test_damage_is_one_clear_line(folder):
     torch.save(bad, folder / "000005.torch")
     with pytest.raises(FormatError, match=r"scene ff, frame 0: not an encoded image"):
         read_chunked_scene(folder / "000005.torch", "ff")
+    for name, content in (("000006.torch", b""), ("000007.torch", b"e\n")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(FormatError, match=rf"{name} is no chunk of scenes, or damaged \(\w+"):
+            read_chunked_scene(folder / name, "gg")
+    cut = chunk(["hh"])
+    cut[0]["images"][1] = cut[0]["images"][1][:-300]
+    torch.save(cut, folder / "000008.torch")
+    with pytest.raises(FormatError, match=r"hh, frame 1: not an encoded image"):
+        read_chunked_scene(folder / "000008.torch", "hh").load_image(1)
     (folder / "index.json").write_text(json.dumps({"aa": "000009.torch"}))
     with pytest.raises(InputError, match=r"names 1 chunks that do not exist, such as 000009.torch"):
         chunk_index(folder)

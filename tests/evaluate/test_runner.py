@@ -83,6 +83,14 @@ def test_a_stopped_evaluation_goes_on(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out/pictures").iterdir()) == ["a.png", "b.png", "c.png"]
 
 
+def test_an_evaluation_of_other_scenes_by_another_method_is_not_replaced(tmp_path):
+    run_evaluation(Counting({"a": {"score": 1.0}}), scenes("a"), tmp_path / "out")
+    before = (tmp_path / "out/evaluation.json").read_text()
+    with pytest.raises(InputError, match=r"holds an evaluation of another protocol or method \(a.json\)"):
+        run_evaluation(Counting({"b": {"score": 2.0}}, setting=2), scenes("b"), tmp_path / "out")
+    assert (tmp_path / "out/evaluation.json").read_text() == before
+
+
 def test_scenes_are_not_taken_for_each_other(tmp_path):
     answers = {"k.v1": {"score": 1.0}, "k.v2": {"score": 2.0}, "k v": {"score": 3.0}, "k_v": {"score": 4.0}}
     first = run_evaluation(Counting(answers), scenes("k.v1", "k v"), tmp_path / "out")

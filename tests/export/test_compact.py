@@ -147,6 +147,13 @@ def test_damage_is_one_clear_line(tmp_path, suffix):
         load_gaussians(path)
 
 
+def test_damage_inside_the_compression_is_one_clear_line_too(tmp_path):
+    path = tmp_path / "x.spz"
+    path.write_bytes(gzip.compress(b"")[:10] + b"\x07" + bytes(40))  # a block of the reserved type
+    with pytest.raises(FormatError, match=r"x\.spz: not a \.spz, or damaged"):
+        file_comments(path)
+
+
 def test_another_program_reads_them(tmp_path):
     """PlayCanvas' splat-transform, where it is installed, brings every format back to the same .ply."""
     program = shutil.which("splat-transform") or pytest.skip("splat-transform (npm) is not installed")

@@ -144,6 +144,11 @@ def test_an_earlier_scene_is_replaced_and_nothing_else_ever(tmp_path):
     (tmp_path / "photos/images").mkdir()  # one of our names, but no scene
     with pytest.raises(InputError, match=r"holds other files \(images\)"):
         first.save(tmp_path / "photos")
+    (tmp_path / "labels").mkdir()
+    for name in ("depth", "images", "cameras.json", "transforms.json", "preview.png", "report.json"):
+        (tmp_path / "labels" / name).mkdir()  # what `da3gs depth` writes: all of them our names
+    with pytest.raises(InputError, match="holds other files"):
+        first.save(tmp_path / "labels")
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="a folder was expected"):
         check_output_folder(tmp_path / "file")
@@ -151,6 +156,12 @@ def test_an_earlier_scene_is_replaced_and_nothing_else_ever(tmp_path):
         check_output_folder(tmp_path / "no/where")
     (tmp_path / "empty").mkdir()
     check_output_folder(tmp_path / "empty")
+
+
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr("da3gs.atomic.os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(InputError, match=rf"you may not write to {tmp_path}; choose another folder"):
+        check_output_folder(tmp_path / "out")
 
 
 def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
@@ -250,6 +261,10 @@ def test_the_project_can_be_moved_and_replaces_only_its_like(tmp_path):
         save_colmap_project(tmp_path / "out", tmp_path / "project")
     with pytest.raises(InputError, match="it is a file"):
         save_colmap_project(tmp_path / "out", tmp_path / "out/scene.ply")
+    for name in ("images", "sparse"):
+        (tmp_path / "mine" / name).mkdir(parents=True)  # somebody's own project looks just like ours
+    with pytest.raises(InputError, match=r"holds other files \(images\)"):
+        save_colmap_project(tmp_path / "out", tmp_path / "mine")
 
 
 def test_a_scene_folder_stands_for_its_file(tmp_path, capsys):

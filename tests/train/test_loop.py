@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,6 +158,11 @@ def test_an_occupied_folder_is_not_overwritten(smoke):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="is damaged"):
         train(config, resume=True)
+    shutil.rmtree(config.output / "checkpoints")  # to save space
+    for resume in (False, True):
+        with pytest.raises(InputError, match="holds the weights of a run, but none of its checkpoints"):
+            train(config, resume=resume)
+    assert log.read_text() == written
 
 
 def test_a_run_is_resumed_with_its_own_optimizer(smoke):

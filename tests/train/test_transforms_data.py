@@ -14,7 +14,7 @@ from train.rooms import room
 
 from da3gs.data.transforms_json import write_transforms_json
 from da3gs.data.view_sampling import ViewSamplingConfig, neighbouring_frames
-from da3gs.errors import InputError
+from da3gs.errors import FormatError, InputError
 from da3gs.images import uint8_from_tensor
 from da3gs.train.student import StudentTask
 from da3gs.train.transforms_data import TransformsData
@@ -124,6 +124,15 @@ def test_frames_of_a_student_are_neighbours():
 
 def test_a_student_without_depth_is_one_clear_line(rgbd):
     data = TransformsData(folder=rgbd, sizes=((84, 56),), holdout=0)
+    path = rgbd / "spoilt/transforms.json"
+    path.parent.mkdir()
+    path.write_text('{"frames": [{"file_path": "a.png", "depth_file_path": null}]}')
+    with pytest.raises(InputError, match=r"1 of 3 scenes have frames without depth_file_path: .*spoilt"):
+        student(rgbd).open(0)
+    path.write_text('{"frames": []}')
+    with pytest.raises(FormatError, match=r"spoilt.transforms.json is no transforms.json \(frames must be .* at least"):
+        student(rgbd).open(0)
+    path.unlink()
     with pytest.raises(InputError, match=r"a student learns from depth; set data.depth to true"):
         StudentTask(data=data)
     with pytest.raises(InputError, match=r"frame_gap must be \(fewest, most\)"):
