@@ -344,6 +344,17 @@ def test_measured_depth_with_cameras_needs_no_network():
     assert scene.report["model"]["name"] is None
 
 
+def test_measured_depth_plans_its_memory(monkeypatch):
+    truth = arc(6)
+    images, depth = see(truth)
+    monkeypatch.setattr("da3gs.pipeline.fitting.free_memory", lambda device: 4 * WIDTH * HEIGHT * 700)
+    config = ReconstructConfig(size_px=WIDTH, depth="given")
+    with pytest.raises(InputError, match=r"6 views at 126 px need about"):
+        reconstruct(images, truth, config=dataclasses.replace(config, when_memory_tight="refuse"), depth=depth)
+    scene = reconstruct(images, truth, config=config, depth=depth)
+    assert len(scene.cameras) == 3 and any("going on with 3 views" in line for line in scene.report["warnings"])
+
+
 def test_measured_depth_without_cameras_sets_the_scale():
     truth = arc(4)
     images, depth = see(truth)

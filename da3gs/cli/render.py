@@ -320,7 +320,7 @@ def _read_cameras(path: Path) -> GivenCameras:
             return _read_cameras(path / "cameras.json")
         if not (path / "transforms.json").is_file() and find_colmap_model(path) is not None:
             return GivenCameras(read_colmap(path).images.cameras)
-        return GivenCameras(read_transforms_json(path).cameras)
+        return GivenCameras(read_transforms_json(path, missing="cameras").cameras)
     if not path.is_file():
         raise InputError(f"--cameras: {path} does not exist")
     try:
@@ -331,7 +331,7 @@ def _read_cameras(path: Path) -> GivenCameras:
         drawn = read_camera_path(path)
         return GivenCameras(drawn.cameras, drawn=True, fps=drawn.fps)
     if isinstance(content, dict) and "frames" in content:
-        return GivenCameras(read_transforms_json(path).cameras)
+        return GivenCameras(read_transforms_json(path, missing="cameras").cameras)
     cameras, _ = read_cameras_json(path)
     if cameras.cam_from_world is None:
         raise InputError(f"--cameras: {path} holds intrinsics only; rendering needs poses")

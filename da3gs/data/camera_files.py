@@ -109,7 +109,7 @@ def _read(source: Path, paths: Sequence[Path]) -> _Listed:
         return _Listed(names, cameras, (None,) * len(names), photographs)
     photographs = ()
     if source.is_file() or (source / "transforms.json").is_file():
-        data = read_transforms_json(source)
+        data = read_transforms_json(source, missing="cameras")
         beside = (source if source.is_dir() else source.parent) / _OWN_FILE
         if beside.is_file():  # a scene folder: the same views, whose photographs only cameras.json knows
             cameras, _, photographs = read_camera_records(beside)

@@ -29,6 +29,8 @@ from da3gs.images import IMAGE_SUFFIXES, image_size
 
 log = logging.getLogger(__name__)
 
+Missing = Literal["error", "skip", "cameras"]
+
 _PERSPECTIVE_MODELS = ("SIMPLE_PINHOLE", "PINHOLE", "SIMPLE_RADIAL", "RADIAL", "OPENCV", "FULL_OPENCV")
 _FISHEYE_MODELS = ("OPENCV_FISHEYE", "FISHEYE", "SIMPLE_RADIAL_FISHEYE", "RADIAL_FISHEYE")
 _SPLITS = ("train", "val", "test")
@@ -39,7 +41,7 @@ _ASPECT_TOLERANCE = 0.02
 _QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
-def read_transforms_json(path: str | os.PathLike, *, missing: Literal["error", "skip"] = "error") -> PosedImages:
+def read_transforms_json(path: str | os.PathLike, *, missing: Missing = "error") -> PosedImages:
     """Photographs and cameras of a ``transforms.json``.
 
     Per-frame intrinsics win over those of the file. Without ``fl_x`` the focal length comes from ``camera_angle_x``,
@@ -52,7 +54,8 @@ def read_transforms_json(path: str | os.PathLike, *, missing: Literal["error", "
     Args:
         path: The file, or the folder that holds ``transforms.json`` (or Blender's ``transforms_train.json`` etc., which
             are read together as splits).
-        missing: What to do about images that do not exist: "error" names them, "skip" leaves their views out.
+        missing: What to do about images that do not exist: "error" names them, "skip" leaves their views out,
+            "cameras" asks for cameras alone (their sizes are then ``w`` x ``h``). Depth is looked for when it is read.
 
     Raises:
         InputError: The file or its images do not exist.
@@ -152,7 +155,7 @@ class _Fields:
         return value
 
 
-def _read_file(path: Path, missing: str) -> PosedImages:
+def _read_file(path: Path, missing: Missing) -> PosedImages:
     content = read_json_object(path)
     frames = content.get("frames")
     if not isinstance(frames, list) or not frames or not all(isinstance(frame, dict) for frame in frames):
@@ -165,16 +168,17 @@ def _read_file(path: Path, missing: str) -> PosedImages:
             raise FormatError(f"{path}, frame {index}: 'file_path' must be the path of an image; got {name!r}")
         image = _find_file(path.parent, name)
         names.append(name)
-        found.append(image)
         if image is None:
             absent.append(name)
-    if absent and (missing == "error" or len(absent) == len(frames)):
+            image = path.parent / name if missing == "cameras" else None
+        found.append(image)
+    if absent and missing != "cameras" and (missing == "error" or len(absent) == len(frames)):
         listed = ", ".join(absent[:4]) + (f" and {len(absent) - 4} more" if len(absent) > 4 else "")
         hint = "" if len(absent) == len(frames) else " (or leave these views out: missing='skip')"
         raise InputError(
             f"{path}: {len(absent)} of {len(frames)} images do not exist: {listed}; put them beside the file{hint}"
         )
-    if absent:
+    if absent and missing == "skip":
         log.warning("%s: leaving out %d of %d views whose image does not exist", path, len(absent), len(frames))
 
     photos, K, poses, sizes = [], [], [], []
@@ -192,9 +196,7 @@ def _read_file(path: Path, missing: str) -> PosedImages:
         K.append(flat[lens])
         sizes.append((width, height))
         depth_name = fields.frame.get("depth_file_path", fields.frame.get("depth_path"))
-        depth = None if depth_name is None else _find_file(path.parent, str(depth_name), suffixes=())
-        if depth_name is not None and depth is None:
-            raise InputError(f"{fields.where}: depth file {depth_name} does not exist")
+        depth = None if depth_name is None else path.parent / str(depth_name).replace("\\", "/")
         photos.append(Photo(found[index], names[index], lens if distorted else None, upright, depth))
 
     cameras = _cameras(np.stack(poses), np.stack(K), sizes, path)
@@ -208,13 +210,13 @@ def _read_file(path: Path, missing: str) -> PosedImages:
     return PosedImages(tuple(photos), cameras, splits, unit, shift, scale)
 
 
-def _find_file(folder: Path, name: str, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> Path | None:
+def _find_file(folder: Path, name: str) -> Path | None:
     """The file as named, or with an image suffix (Blender's sets leave it out)."""
     name = name.replace("\\", "/")
     candidate = folder / name
     if candidate.is_file():
         return candidate
-    return next((c for c in (folder / (name + suffix) for suffix in suffixes) if c.is_file()), None)
+    return next((c for c in (folder / (name + suffix) for suffix in IMAGE_SUFFIXES) if c.is_file()), None)
 
 
 def _pose(fields: _Fields) -> np.ndarray:
@@ -243,12 +245,14 @@ def _pose(fields: _Fields) -> np.ndarray:
 
 def _oriented_size(image: Path, fields: _Fields) -> tuple[tuple[int, int], bool]:
     """Size of the image the calibration refers to, and whether EXIF must turn it upright for that."""
-    width, height = image_size(image)
     w, h = fields.number("w"), fields.number("h")
     if w is None or h is None:
-        return (width, height), False
+        return image_size(image), False
     if w <= 0 or h <= 0:
         raise FormatError(f"{fields.where}: image size w x h must be positive; got {w:g} x {h:g}")
+    if not image.is_file():  # cameras alone
+        return (round(w), round(h)), False
+    width, height = image_size(image)
 
     def fits(a: int, b: int) -> bool:
         return abs(a / w / (b / h) - 1) <= _ASPECT_TOLERANCE

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
+import torch
+
 from da3gs.images import DEFAULT_SIZE_PX
 from da3gs.model.da3_model import DA3Model
-from da3gs.pipeline.memory_plan import free_memory, plan_memory
+from da3gs.pipeline.memory_plan import MemoryPlan, free_memory, plan_memory
 from da3gs.pipeline.report import Report
 from da3gs.pipeline.sources import Source, thinned
 
@@ -50,10 +52,32 @@ def fitted(
         free_bytes=None if free is None else free + weights,
         when_tight=config.when_memory_tight,
     )
+    size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
+    return _lowered(source, plan, report), asked if plan.changed is None else size_px
+
+
+def fitted_without_network(
+    source: Source, config: "ReconstructConfig", device: torch.device, report: Report
+) -> tuple[Source, int]:
+    """Views and size of measured depth that fit into the memory that is free."""
+    width, height = source.size(0)
+    asked = config.size_px or DEFAULT_SIZE_PX
+    plan = plan_memory(
+        lambda v, h, w: v * h * w * _BYTES_PER_PIXEL,
+        views=len(source),
+        size_px=asked,
+        aspect=min(width, height) / max(width, height),
+        free_bytes=free_memory(device),
+        when_tight=config.when_memory_tight,
+    )
+    return _lowered(source, plan, report), plan.size_px
+
+
+def _lowered(source: Source, plan: MemoryPlan, report: Report) -> Source:
+    """The views of a plan, which the report explains."""
     report.content["memory"] = {"estimate_bytes": plan.estimate_bytes, "free_bytes": plan.free_bytes}
     if plan.changed is None:
-        return source, asked
+        return source
     report.chose("size_px and views", [plan.size_px, plan.views], plan.changed)
     report.warn(plan.changed, logged=True)
-    size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
-    return thinned(source, plan.views), size_px
+    return thinned(source, plan.views)

@@ -23,11 +23,11 @@ from da3gs.errors import BackendError, InputError
 from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget, single_layer
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import DEFAULT_SIZE_PX, ImageLike, ResizeMethod, magnified, prepare_views
+from da3gs.images import ImageLike, ResizeMethod, magnified, prepare_views
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import KEYPOINTS, with_point_scale
-from da3gs.pipeline.fitting import fitted, released_head, splat_size
+from da3gs.pipeline.fitting import fitted, fitted_without_network, released_head, splat_size
 from da3gs.pipeline.frame import scene_from_surface
 from da3gs.pipeline.keypoint_points import keypoint_points
 from da3gs.pipeline.matched import BY_MATCHES, with_matched_cameras
@@ -146,8 +146,10 @@ def reconstruct(
     _check(source, config)
     # 2. One splat per pixel.
     if config.depth == "given" and source.posed:
+        device = _device(config.device)
+        source, size_px = fitted_without_network(source, config, device, report)
         with stages("placing Gaussians"):
-            surface = measured_surface(source, config.size_px or DEFAULT_SIZE_PX, _device(config.device), report)
+            surface = measured_surface(source, size_px, device, report)
     else:
         surface = _predicted(source, model, config, stages, report)
     # 3. Drop what hangs in the air.

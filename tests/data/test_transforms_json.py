@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from da3gs.data.inputs import load_input
 from da3gs.data.transforms_json import read_transforms_json, write_transforms_json
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
@@ -208,6 +209,25 @@ def test_missing_images_are_named_together_or_skipped(tmp_path):
     data = read_transforms_json(path, missing="skip")
     assert data.names == ("images/0.png", "images/2.png") and data.splits == {"train": (0,)}
     assert data.cameras.centers[:, 0].tolist() == [0, 2]
+
+
+def test_cameras_need_neither_images_nor_depth(tmp_path):
+    path = write_set(tmp_path, per_frame={"depth_file_path": "depth/gone.png"})
+    whole = read_transforms_json(path)  # depth is looked for when it is read
+    photos = tmp_path / "elsewhere"
+    (tmp_path / "images").rename(photos)
+    cameras = read_transforms_json(path, missing="cameras").cameras
+    assert torch.equal(cameras.K, whole.cameras.K) and torch.equal(cameras.width, whole.cameras.width)
+    for name in ("0.png", "1.png", "2.png"):
+        Image.new("RGB", (80, 60), f"#{name[0]}00").save(photos / name)  # the originals, twice as large
+    views = load_input(photos, cameras=path)
+    assert views.sizes == ((80, 60),) * 3
+    torch.testing.assert_close(views.cameras.K[0, :2, :2], 2 * whole.cameras.K[0, :2, :2].float())
+    content = json.loads(path.read_text())
+    del content["w"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"images.0.png does not exist"):
+        read_transforms_json(path, missing="cameras")
 
 
 def test_applied_transform_is_recorded_and_poses_left_alone(tmp_path):
