@@ -98,9 +98,9 @@ def atomic_path(path: str | os.PathLike, *, directory: bool = False) -> Iterator
             os.rename(final, old)
             try:
                 os.rename(temporary, final)
-            except OSError:
-                os.rename(old, final)
-                raise
+            finally:  # an interrupt counts as well
+                if not final.exists():
+                    os.rename(old, final)
         else:
             os.replace(temporary, final)
     except Da3gsError as error:

@@ -299,8 +299,13 @@ def magnified(views: Views, images: Sequence[ImageLike], size_px: int, *, exif_o
         images: What `views` was made of.
         size_px: Bound on the longest side of a whole picture.
         exif_orientation: As for `prepare_views`.
+
+    Returns:
+        The views themselves where the bound leaves no room for a seventh more.
     """
     sevenths = 7 * size_px // int(views.resized_size.max())
+    if sevenths <= 7:
+        return views
     resized_size, crops = (values * sevenths // 7 for values in (views.resized_size, views.crop_left_top))
     width, height = (side * sevenths // 7 for side in views.size)
     stacked = torch.empty(len(views), 3, height, width)

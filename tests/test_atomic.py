@@ -33,7 +33,8 @@ def test_folders_are_replaced_as_a_whole(tmp_path):
     assert os.listdir(target) == ["two"] and os.listdir(tmp_path) == ["out"]
 
 
-def test_a_failed_exchange_brings_the_old_folder_back(tmp_path, monkeypatch):
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_exchange_brings_the_old_folder_back(tmp_path, monkeypatch, failure):
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").write_text("years of work")
@@ -41,11 +42,12 @@ def test_a_failed_exchange_brings_the_old_folder_back(tmp_path, monkeypatch):
 
     def once(source, goal):
         if goal == target and (source / "new").exists():
-            raise OSError(28, "No space left on device")
+            raise failure
         rename(source, goal)
 
     monkeypatch.setattr("da3gs.atomic.os.rename", once)
-    with pytest.raises(InputError, match="No space left"), atomic_path(target, directory=True) as path:
+    expected = InputError if isinstance(failure, OSError) else KeyboardInterrupt
+    with pytest.raises(expected), atomic_path(target, directory=True) as path:
         (path / "new").write_text("")
     assert os.listdir(target) == ["old"] and os.listdir(tmp_path) == ["out"]
 

@@ -157,10 +157,14 @@ def _expand_home(command: Any) -> None:
     for field in dataclasses.fields(command):
         value = getattr(command, field.name)
         if isinstance(value, Path):
-            setattr(command, field.name, value.expanduser())
+            object.__setattr__(command, field.name, _at_home(value))  # a command may be frozen
         elif isinstance(value, list | tuple) and any(isinstance(item, Path) for item in value):
-            expanded = (item.expanduser() if isinstance(item, Path) else item for item in value)
-            setattr(command, field.name, type(value)(expanded))
+            expanded = (_at_home(item) if isinstance(item, Path) else item for item in value)
+            object.__setattr__(command, field.name, type(value)(expanded))
+
+
+def _at_home(path: Path) -> Path:
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - which leaves `~name` alone where no user has that name
 
 
 def _import_command(name: str, module: str) -> ModuleType:

@@ -11,7 +11,7 @@ import torch
 from da3gs.data.cameras_json import read_camera_records
 from da3gs.data.colmap import read_colmap
 from da3gs.data.lens import Lens
-from da3gs.data.photo_files import exif_orientation, upright_size
+from da3gs.data.photo_files import QUARTER_TURNS, exif_orientation, upright_size
 from da3gs.data.photographs import Photograph, scaled_lens
 from da3gs.data.posed_images import Photo, PosedImages
 from da3gs.data.transforms_json import read_transforms_json
@@ -174,7 +174,9 @@ def _fit(listed: _Listed, j: int, path: Path, name: str, source: Path) -> tuple[
     # Cameras written by this package describe upright images, so that is tried first.
     photo = listed.photos[j]
     sizes = [(upright, exif_orientation(path) != 1), (stored, False)]
-    if photo is not None:
+    if photo is not None and not photo.path.is_file():  # it could not be asked for its size
+        sizes = [(stored, False), *sizes[: exif_orientation(path) in QUARTER_TURNS]]
+    elif photo is not None:
         sizes = [(upright if photo.upright else stored, photo.upright)]
     for size, turned in sizes:
         if _same_aspect(size, camera.size) or _on_patch_grid(size, camera.size):

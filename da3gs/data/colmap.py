@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 
 from da3gs.atomic import atomic_path
 from da3gs.data.lens import Lens
-from da3gs.data.photo_files import exif_orientation, reason_without_name
+from da3gs.data.photo_files import QUARTER_TURNS, exif_orientation, reason_without_name
 from da3gs.data.posed_images import Photo, PosedImages
 from da3gs.errors import FormatError, InputError, MissingDependencyError
 from da3gs.geometry.cameras import Cameras
@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 # Where a project keeps its model, most usual first.
 _MODEL_FOLDERS = (".", "sparse/0", "sparse", "colmap/sparse/0", "dense/sparse", "0")
 _ASPECT_TOLERANCE = 0.02
-_QUARTER_TURNS = (5, 6, 7, 8)
 # Bytes of a camera with three parameters, of an image without name and points, of a point without track.
 _SMALLEST_RECORD = {"cameras.bin": 48, "images.bin": 73, "points3D.bin": 51}
 _PINHOLE_ID = 1  # COLMAP's number of the PINHOLE model: fx fy cx cy
@@ -279,7 +278,7 @@ def _oriented(
     width, height = stored
     if fits(width, height):
         return stored, False
-    if fits(height, width) and exif_orientation(path) in _QUARTER_TURNS:
+    if fits(height, width) and exif_orientation(path) in QUARTER_TURNS:
         return (height, width), True
     raise FormatError(
         f"{where}: the file is {width}x{height} px, its camera {expected[0]}x{expected[1]}: another aspect ratio; "

@@ -17,7 +17,7 @@ MIN_SIDE_PX = 32
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = (None, 0, 1)
-_QUARTER_TURNS = (5, 6, 7, 8)
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def decode_fully(path: str | os.PathLike) -> None:
@@ -57,7 +57,7 @@ def exif_orientation(path: str | os.PathLike) -> int:
 def upright_size(path: str | os.PathLike) -> tuple[int, int]:
     """(width, height) in pixels after the EXIF orientation."""
     width, height = image_size(path)
-    return (height, width) if exif_orientation(path) in _QUARTER_TURNS else (width, height)
+    return (height, width) if exif_orientation(path) in QUARTER_TURNS else (width, height)
 
 
 def unusable_reason(path: str | os.PathLike) -> str | None:

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from da3gs.atomic import atomic_path
 from da3gs.data.json_object import read_json_object
 from da3gs.data.lens import Lens
-from da3gs.data.photo_files import exif_orientation
+from da3gs.data.photo_files import QUARTER_TURNS, exif_orientation
 from da3gs.data.posed_images import Photo, PosedImages
 from da3gs.errors import FormatError, InputError
 from da3gs.geometry.cameras import Cameras
@@ -38,7 +38,6 @@ _SPLITS = ("train", "val", "test")
 _ROTATION_TOLERANCE = 1e-2
 # Integer sizes of downscaled images bend the aspect ratio a little; a turned or cropped image bends it more.
 _ASPECT_TOLERANCE = 0.02
-_QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def read_transforms_json(path: str | os.PathLike, *, missing: Missing = "error") -> PosedImages:
@@ -259,7 +258,7 @@ def _oriented_size(image: Path, fields: _Fields) -> tuple[tuple[int, int], bool]
 
     if fits(width, height):
         return (width, height), False
-    if fits(height, width) and exif_orientation(image) in _QUARTER_TURNS:
+    if fits(height, width) and exif_orientation(image) in QUARTER_TURNS:
         return (height, width), True
     raise FormatError(
         f"{fields.where}: the image is {width}x{height} px but w x h is {w:g}x{h:g}: another aspect ratio; "

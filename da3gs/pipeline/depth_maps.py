@@ -245,7 +245,7 @@ def predict_depth(
                     fits.append(fit_to_measured(prediction, place, source, view, config.seed))
                 parts.append(_Part.of(prediction, place, picture=not config.original_size))
             unit, notes = prediction.unit, prediction.notes
-            if together and prediction.matched is not None:
+            if together and prediction.matched is not None and not config.align:
                 source, parts = _tied_parts(source, parts, prediction.matched.sure.tolist(), report)
     aligned = None
     if config.align:

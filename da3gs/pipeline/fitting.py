@@ -61,7 +61,7 @@ def fitted_without_network(
 ) -> tuple[Source, int]:
     """Views and size of measured depth that fit into the memory that is free."""
     width, height = source.size(0)
-    asked = config.size_px or DEFAULT_SIZE_PX
+    asked = min(config.size_px or DEFAULT_SIZE_PX, max(width, height))  # pictures are not enlarged
     plan = plan_memory(
         lambda v, h, w: v * h * w * _BYTES_PER_PIXEL,
         views=len(source),

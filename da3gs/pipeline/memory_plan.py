@@ -86,7 +86,8 @@ def plan_memory(
 def free_memory(device: torch.device) -> int | None:
     """Free bytes on a device: of the GPU, or of this machine (and its cgroup) for the CPU; None when not known."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     found = [value for value in (_available(), _cgroup_room()) if value is not None]
     return min(found) if found and device.type == "cpu" else None
 

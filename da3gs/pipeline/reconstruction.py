@@ -324,6 +324,8 @@ def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Su
         large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
     else:  # the network saw the common middle
         large = magnified(small, source.images, size_px, exif_orientation=source.upright)
+        if large.size == small.size:
+            return surface
     large = large.to(surface.depth.device)
     report.content["photographs"] = photograph_facts(source, large)
     why = f"the network's {small.size[0]}x{small.size[1]} px depth was brought to larger images along their edges"

@@ -163,10 +163,10 @@ class _Run:
         found = checkpoints(output)
         if found and not resume:
             raise InputError(f"{output} holds a run at {found[-1].name}; add --resume to go on, or name another output")
-        if not found and (output / "model.safetensors").is_file():
+        if not found and not resume and (output / "model.safetensors").is_file():
             raise InputError(
-                f"{output} holds the weights of a run, but none of its checkpoints; name another output, or move "
-                "model.safetensors away"
+                f"{output} holds the weights of a run, but none of its checkpoints; name another output, or add "
+                "--resume to start over"
             )
         if self.main:
             output.mkdir(parents=True, exist_ok=True)

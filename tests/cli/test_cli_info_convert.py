@@ -1,6 +1,7 @@
 """`da3gs info` and `da3gs convert` on good files."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -99,6 +100,8 @@ def test_home_is_expanded_where_shells_do_not(scene, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     assert main(["convert", "scene.ply", "~/mine/copy.ply"]) == 0
     assert (tmp_path / "mine/copy.ply").is_file()
+    assert main(["convert", "scene.ply", "~nobody-of-that-name.ply"]) == 0
+    assert Path("~nobody-of-that-name.ply").is_file()
 
 
 def test_convert_empty_scene(tmp_path):

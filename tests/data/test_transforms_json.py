@@ -223,6 +223,11 @@ def test_cameras_need_neither_images_nor_depth(tmp_path):
     views = load_input(photos, cameras=path)
     assert views.sizes == ((80, 60),) * 3
     torch.testing.assert_close(views.cameras.K[0, :2, :2], 2 * whole.cameras.K[0, :2, :2].float())
+    for name in ("0.png", "1.png", "2.png"):  # turned by EXIF: 60 x 80 px as stored, shown as 80 x 60
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (60, 80), f"#{name[0]}00").save(photos / name, exif=exif)
+    assert load_input(photos, cameras=path).sizes == ((80, 60),) * 3
     content = json.loads(path.read_text())
     del content["w"]
     path.write_text(json.dumps(content))
