@@ -10,7 +10,7 @@ from pathlib import Path
 
 from da3gs.errors import Da3gsError, InputError
 
-# Lists what a folder was written with, so that a later call may tell it from a folder of the user's.
+# Empty file by which a folder that was written here is told from a folder of the user's.
 MARK = ".da3gs"
 
 _WRITE_FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG}
@@ -46,17 +46,6 @@ def check_replaceable(folder: str | os.PathLike, what: str, own: Collection[str]
         )
     if resolved == Path.cwd():
         raise InputError(f"the current folder cannot be replaced by {what}; name another one, such as out/")
-
-
-def mark(folder: Path) -> None:
-    """Note in a folder that was just written what is in it."""
-    (folder / MARK).write_text("".join(f"{item.name}\n" for item in sorted(folder.iterdir())))
-
-
-def marked(folder: str | os.PathLike) -> set[str]:
-    """Names that `mark` noted, and the note itself; none where there is no note."""
-    note = Path(folder).expanduser() / MARK
-    return {MARK, *note.read_text().splitlines()} if note.is_file() else set()
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from da3gs.atomic import MARK, atomic_path, check_replaceable, mark
+from da3gs.atomic import MARK, atomic_path, check_replaceable
 from da3gs.data.colmap import write_colmap
 from da3gs.export.scene_folder import CAMERAS, GAUSSIANS, IMAGES, REPORT, file_stems, load_scene
 from da3gs.geometry.similarity import Similarity
@@ -69,5 +69,5 @@ def save_colmap_project(
             scene.gaussians.means[chosen],
             colors,
         )
-        mark(temporary)
+        (temporary / MARK).touch()
     return len(stems), len(chosen)

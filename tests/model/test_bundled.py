@@ -37,7 +37,7 @@ def test_depth_of_unseen_styles_beats_a_constant(model):
         depth = model.predict(sample.images, gaussians=False).depth
         mine.append(depth_metrics(depth, sample.depth, mask=known).abs_rel)
         constant.append(depth_metrics(torch.ones_like(depth), sample.depth, mask=known).abs_rel)
-    assert sum(mine) < 0.7 * sum(constant)
+    assert sum(mine) < 0.65 * sum(constant)
 
 
 def test_cameras_turn_the_way_they_did(model):
@@ -50,7 +50,7 @@ def test_cameras_turn_the_way_they_did(model):
         relative = [R[1] @ R[0].T for R in (predicted, true)]
         errors.append(float(rotation_angle(relative[0], relative[1])))
         still.append(float(rotation_angle(torch.eye(3), relative[1])))
-    assert sum(errors) < 0.8 * sum(still)
+    assert sum(errors) < 0.6 * sum(still)
 
 
 def test_its_head_shapes_the_splats(model):

@@ -210,12 +210,12 @@ def model():
 def test_bundled_network_finds_cameras_of_unseen_scenes(model):
     """Of three views each: far nearer to the truth than the camera head, which is far nearer than standing still."""
     scores = {"matches": [], "head": []}
-    for seed in range(4):
+    for seed in range(8):
         sample = make_sample(9_300_000 + seed, 3, 196, 140, difficulty=0.3, motion="orbit", edge_samples=0)
         for source, found in scores.items():
             result = model.predict(sample.images, gaussians=False, camera_source=source)
             found.append(pose_metrics(result.cameras, sample.cameras).auc["vggt"]["auc@30"])
-    assert np.mean(scores["matches"]) > 0.55 and np.mean(scores["matches"]) > np.mean(scores["head"]) + 0.25
+    assert np.mean(scores["matches"]) > 0.6 and np.mean(scores["matches"]) > np.mean(scores["head"]) + 0.2
 
 
 def test_depth_rays_and_cameras_stay_in_one_frame(model):
