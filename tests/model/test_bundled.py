@@ -41,7 +41,7 @@ def test_depth_of_unseen_styles_beats_a_constant(model):
 
 
 def test_cameras_turn_the_way_they_did(model):
-    """Rough as they are, predicted rotations are nearer to the truth than cameras that never turn."""
+    """Rough as they are, rotations between two views of an orbit are far nearer to the truth than none at all."""
     errors, still = [], []
     for seed in range(8):
         sample = make_sample(9_100_000 + seed, 2, 196, 140, difficulty=0.2, motion="orbit", edge_samples=0)
@@ -50,7 +50,7 @@ def test_cameras_turn_the_way_they_did(model):
         relative = [R[1] @ R[0].T for R in (predicted, true)]
         errors.append(float(rotation_angle(relative[0], relative[1])))
         still.append(float(rotation_angle(torch.eye(3), relative[1])))
-    assert sum(errors) < 0.6 * sum(still)
+    assert sum(errors) < 0.3 * sum(still)
 
 
 def test_its_head_shapes_the_splats(model):
