@@ -108,7 +108,7 @@ class DepthCommand:
         from da3gs.pipeline.stages import Stages
 
         self._check()
-        output = self.output.expanduser()
+        output = self.output
         check_depth_folder(output)
         shown = sys.stderr.isatty()
         stages = Stages(lambda name: logger.info("%s", name))
@@ -159,7 +159,7 @@ class DepthCommand:
     def _loaded(self) -> "InputViews":
         from da3gs.data.inputs import load_input
 
-        first = self.input[0].expanduser()
+        first = self.input[0]
         transforms = first.suffix == ".json" or (first / "transforms.json").is_file()
         loaded = load_input(
             self.input[0] if len(self.input) == 1 else self.input,

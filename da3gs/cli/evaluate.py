@@ -62,7 +62,7 @@ class _EvaluateCommand:
         failed = [f"left out {name}: {reason}" for name, reason in evaluation.failed.items()]
         ending = f"protocol {found['protocol_id']}"
         if self.output is not None:
-            ending += f"; everything in {self.output.expanduser() / RESULT}, pictures beside it"
+            ending += f"; everything in {self.output / RESULT}, pictures beside it"
         print_result("\n".join([evaluation.table(), *failed, ending]))
         return 0
 

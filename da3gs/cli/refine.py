@@ -87,7 +87,7 @@ class RefineCommand:
         from da3gs.refine import refine
 
         config = self._config()
-        output = self.output.expanduser()
+        output = self.output
         check_output_folder(output)
         stages = Stages(lambda name: logger.info("%s", name))
         with stages("reading the scene"):

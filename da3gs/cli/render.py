@@ -230,14 +230,14 @@ class RenderCommand:
     # ---------------------------------------------------------------- the result
 
     def _write(self, kind: str, gaussians: "Gaussians", path: "Cameras", config: "RenderConfig", fps: float) -> int:
-        from da3gs.export import video
+        from da3gs.export import stills, video
 
         frames = video.render_frames(gaussians, path, mode=self.mode, config=config)
         if kind == "picture":
             video.write_picture(self.output, next(iter(frames)))
             return 1
         if kind == "stills":
-            return video.write_stills(self.output, frames, total=len(path), progress=True)
+            return stills.write_stills(self.output, frames, total=len(path), progress=True)
         return video.write_video(self.output, frames, fps=fps, total=len(path), progress=True)
 
     def _report(self, kind: str, count: int, size: tuple[int, int], fps: float, elapsed: float) -> None:

@@ -18,8 +18,8 @@ from da3gs.images import DEFAULT_SIZE_PX, PATCH_PX
 from da3gs.metrics.poses import PoseMetrics, pose_metrics
 from da3gs.model.da3_model import DA3Model
 from da3gs.model.digest import weights_digest
-from da3gs.pipeline.fitting import released_head
-from da3gs.pipeline.memory_plan import free_memory, plan_memory
+from da3gs.pipeline.fitting import free_with_weights, released_head
+from da3gs.pipeline.memory_plan import plan_memory
 from da3gs.pipeline.reconstruction import ReconstructConfig, reconstruct
 from da3gs.pipeline.sources import Source, source_from_input
 
@@ -71,14 +71,12 @@ class Method:
         """InputError if one pass over so many pictures of a size (width, height) does not fit into free memory."""
         asked = self.config_for(size).size_px
         assert asked is not None
-        weights = sum(value.numel() * value.element_size() for value in self.model.network.parameters())
-        free = free_memory(self.model.device)
         plan_memory(
             self.model.estimate_memory,
             views=views,
             size_px=asked,
             aspect=min(size) / max(size),
-            free_bytes=None if free is None else free + weights,  # the estimate counts the weights
+            free_bytes=free_with_weights(self.model),
             when_tight="refuse",
         )
 

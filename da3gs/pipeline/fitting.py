@@ -40,20 +40,24 @@ def fitted(
     aspect = min(width, height) / max(width, height)
     asked = config.size_px or model.config.size_px
     longest = asked if config.method.startswith("upper") else round(asked / aspect)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
-    free = free_memory(model.device)
     area = 1.0 if splat_size_px is None else (splat_size_px / longest) ** 2
     plan = plan_memory(
         lambda v, h, w: model.estimate_memory(v, h, w) + round(v * h * w * area) * _BYTES_PER_PIXEL,
         views=len(source),
         size_px=longest,
         aspect=aspect,
-        # The estimate counts the weights, which are in memory by now.
-        free_bytes=None if free is None else free + weights,
+        free_bytes=free_with_weights(model),
         when_tight=config.when_memory_tight,
     )
     size_px = plan.size_px if config.method.startswith("upper") else round(plan.size_px * aspect)
     return _lowered(source, plan, report), asked if plan.changed is None else size_px
+
+
+def free_with_weights(model: DA3Model) -> int | None:
+    """Free bytes on the device of a model plus those of its weights, which are in memory and which estimates count."""
+    free = free_memory(model.device)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.network.parameters())
+    return None if free is None else free + weights
 
 
 def fitted_without_network(

@@ -23,7 +23,7 @@ from da3gs.errors import BackendError, InputError
 from da3gs.fusion import FilterConfig, FilterRecord, filter_pixels, keep_budget, single_layer
 from da3gs.gaussians import Gaussians, Scene
 from da3gs.geometry.cameras import Cameras
-from da3gs.images import ImageLike, ResizeMethod, magnified, prepare_views
+from da3gs.images import ImageLike, ResizeMethod
 from da3gs.model.da3_model import DA3Model, load_model
 from da3gs.model.scene_prediction import ScenePrediction
 from da3gs.pipeline.depth_scale import KEYPOINTS, with_point_scale
@@ -35,7 +35,7 @@ from da3gs.pipeline.measured import measured_surface, with_measured_depth
 from da3gs.pipeline.memory_plan import WhenTight
 from da3gs.pipeline.pose_check import check_against_prediction
 from da3gs.pipeline.report import Report, model_facts, photograph_facts, pose_facts
-from da3gs.pipeline.sources import Source, gather, thinned
+from da3gs.pipeline.sources import Source, check_usable, gather, larger_views, thinned
 from da3gs.pipeline.stages import Stages
 from da3gs.pipeline.surface import Surface, enlarged, hole_fillers, placed, predicted_surface, refined, stereo_config
 from da3gs.rendering import RenderConfig
@@ -143,7 +143,7 @@ def reconstruct(
             source = gather(
                 images, cameras, depth, names, max_views=config.max_views, load_depth=config.depth == "given"
             )
-    _check(source, config)
+    check_usable(source, measured=config.depth == "given")
     # 2. One splat per pixel.
     if config.depth == "given" and source.posed:
         device = _device(config.device)
@@ -320,13 +320,9 @@ def _at_keypoints(prediction: ScenePrediction, source: Source, report: Report) -
 def _finer(source: Source, surface: Surface, size_px: int, report: Report) -> Surface:
     """The surface at the size of larger images."""
     small = surface.views
-    if bool((small.original_size == small.original_size[0]).all()):
-        large = prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
-    else:  # the network saw the common middle
-        large = magnified(small, source.images, size_px, exif_orientation=source.upright)
-        if large.size == small.size:
-            return surface
-    large = large.to(surface.depth.device)
+    large = larger_views(source, small, size_px).to(surface.depth.device)
+    if large.size == small.size:
+        return surface
     report.content["photographs"] = photograph_facts(source, large)
     why = f"the network's {small.size[0]}x{small.size[1]} px depth was brought to larger images along their edges"
     report.chose("size of the maps and splats", list(large.size), why)
@@ -371,18 +367,6 @@ def _hole_fillers(
     except BackendError as error:
         report.warn(f"holes are not filled: {error}", logged=True)
         return layer[:0]
-
-
-def _check(source: Source, config: ReconstructConfig) -> None:
-    if config.depth == "given" and source.depth is None:
-        raise InputError(
-            "depth='given' needs an input with depth maps (a transforms.json with depth_file_path, or the depth "
-            "argument); this one has none: use depth='network'"
-        )
-    if source.cameras is not None and (source.cameras.K[:, 0, 1] != 0).any():
-        raise InputError(
-            "cameras with skew cannot be rendered; K[0, 1] must be 0 (resample the images to square pixels)"
-        )
 
 
 def _check_left(records: list[FilterRecord], report: Report) -> None:

@@ -26,6 +26,8 @@ from da3gs.images import (
     image_size,
     image_to_rgb,
     load_image,
+    magnified,
+    prepare_views,
     tensor_from_uint8,
     uint8_from_tensor,
 )
@@ -180,6 +182,26 @@ def source_from_input(
         photographs=loaded.photographs,
         points=points,
     )
+
+
+def check_usable(source: Source, *, measured: bool) -> None:
+    """InputError if there is no depth to take, or cameras that nothing can render."""
+    if measured and source.depth is None:
+        raise InputError(
+            "depth='given' needs an input with depth maps (a transforms.json with depth_file_path, or the depth "
+            "argument); this one has none: use depth='network'"
+        )
+    if source.cameras is not None and (source.cameras.K[:, 0, 1] != 0).any():
+        raise InputError(
+            "cameras with skew cannot be rendered; K[0, 1] must be 0 (resample the images to square pixels)"
+        )
+
+
+def larger_views(source: Source, small: Views, size_px: int) -> Views:
+    """What the network saw of the images, with at most `size_px` on the longer side of a whole one."""
+    if bool((small.original_size == small.original_size[0]).all()):
+        return prepare_views(source.images, size_px=size_px, names=source.names, exif_orientation=source.upright)
+    return magnified(small, source.images, size_px, exif_orientation=source.upright)  # of the common middle
 
 
 def views_without_network(source: Source, size_px: int) -> Views:

@@ -181,7 +181,7 @@ def test_short_memory_is_said_and_nothing_is_lowered(monkeypatch):
 @pytest.mark.parametrize(("task", "way"), [(PoseEstimation, "head"), (DepthEstimation, "posed")])
 def test_tasks_that_run_the_network_alone_plan_memory_too(task, way, monkeypatch):
     scene = room()
-    monkeypatch.setattr("da3gs.evaluate.method.free_memory", lambda device: 3_000_000)
+    monkeypatch.setattr("da3gs.pipeline.fitting.free_memory", lambda device: 3_000_000)
     with pytest.raises(InputError, match=r"\d+ views at 126 px need about .* but .* are free"):
         task(exact(scene), ALL, WIDTH, way).evaluate(scene)
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from da3gs.errors import BackendError, InputError
+from da3gs.export.stills import write_stills
 from da3gs.export.video import (
     colorize_depth,
     measure_depth_range,
@@ -18,7 +19,6 @@ from da3gs.export.video import (
     uint8_picture,
     write_contact_sheet,
     write_picture,
-    write_stills,
     write_video,
 )
 from da3gs.gaussians import Gaussians
